@@ -1,0 +1,1 @@
+"""The methods: tensors in, tensors out. Nothing here imports ComfyUI."""

@@ -1,0 +1,1 @@
+"""Generated objects with known ground truth, and the models that draw them."""

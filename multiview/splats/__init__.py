@@ -1,0 +1,1 @@
+"""Gaussian splats: rasterise, fit, read and write."""
