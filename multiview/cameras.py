@@ -82,7 +82,8 @@ class Cameras:
     def azimuths(self) -> Tensor:
         """(N,) degrees in [0, 360), of the camera positions."""
         x, _, z = self.centers().double().unbind(1)
-        return torch.rad2deg(torch.atan2(x, -z)) % 360.0
+        degrees = torch.rad2deg(torch.atan2(x, -z)) % 360.0
+        return torch.where(degrees > 360.0 - ANGLE_TOLERANCE_DEG, torch.zeros_like(degrees), degrees)
 
     def elevations(self) -> Tensor:
         """(N,) degrees in [-90, 90], of the camera positions; positive is above."""
