@@ -154,8 +154,7 @@ class ComfyClient:
         body = {"prompt": prompt, "client_id": client_id or uuid.uuid4().hex}
         answer = json.loads(self.request("/prompt", body))
         if answer.get("node_errors"):
-            self.request("/queue", {"delete": [answer["prompt_id"]]})
-            self.interrupt(answer["prompt_id"])
+            self.drop(answer["prompt_id"])
             raise _rejected(answer)
         return answer["prompt_id"]
 
@@ -163,13 +162,22 @@ class ComfyClient:
         """Stop the prompt that runs now (only if it is `prompt_id`, when given)."""
         self.request("/interrupt", {"prompt_id": prompt_id} if prompt_id else {})
 
+    def drop(self, prompt_id: str, patience: float = 30) -> None:
+        """Take a prompt out of the queue, whether it waits or runs, and wait until it is gone."""
+        self.request("/queue", {"delete": [prompt_id]})
+        deadline = time.monotonic() + patience
+        # The host forgets an interrupt that arrives just before the prompt begins, so it is repeated.
+        while prompt_id in self.queued() and time.monotonic() < deadline:
+            self.interrupt(prompt_id)
+            time.sleep(0.05)
+
     def history(self, prompt_id: str) -> dict | None:
         return self.get_json(f"/history/{prompt_id}").get(prompt_id)
 
-    def queue_size(self) -> int:
-        """Prompts that wait or run."""
+    def queued(self) -> list[str]:
+        """Ids of the prompts that wait or run."""
         queue = self.get_json("/queue")
-        return len(queue["queue_running"]) + len(queue["queue_pending"])
+        return [entry[1] for entry in queue["queue_running"] + queue["queue_pending"]]
 
     def free(self) -> None:
         """Drop cached node results and loaded models."""
@@ -220,7 +228,7 @@ class ComfyClient:
                 raise HostError(f"the connection to the host broke: {error}{self.describe_failure()}") from None
             except BaseException:
                 if self.alive():
-                    self.interrupt(result.prompt_id)
+                    self.drop(result.prompt_id)
                 raise
         finally:
             socket.close()
