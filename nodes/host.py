@@ -1,0 +1,138 @@
+"""Everything in which ComfyUI's versions differ, and the few host services every node uses.
+
+Known hosts: 0.3.75 (no native SPLAT, no search aliases) to 0.45. Facts: shared ecosystem.md.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable
+from typing import Any
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from comfy_api.latest import io
+from PIL import Image
+
+from ..multiview.splats.gaussians import Gaussians
+
+CamerasType = io.Custom("MV_CAMERAS")
+DepthType = io.Custom("MV_DEPTH")
+SplatType = io.Custom("SPLAT")
+PREVIEW_MAX_SIDE = 512
+
+
+def schema(**keywords) -> io.Schema:
+    """io.Schema with the keywords this host knows; newer ones (search_aliases) are dropped on older hosts."""
+    known = {f.name for f in dataclasses.fields(io.Schema)}
+    return io.Schema(**{k: v for k, v in keywords.items() if k in known})
+
+
+def advanced(make: Callable[..., Any], *args, **keywords):
+    """An input folded away under "advanced" where the host can do so."""
+    if "advanced" in inspect.signature(make.__init__).parameters:
+        keywords["advanced"] = True
+    return make(*args, **keywords)
+
+
+def has_depth_anything_3() -> bool:
+    """Whether the host has core's Depth Anything 3 nodes, and with them DA3_GEOMETRY."""
+    return importlib.util.find_spec("comfy_extras.nodes_depth_anything_3") is not None
+
+
+# --- splats ---------------------------------------------------------------------------------------------------------
+
+
+class SplatTwin:
+    """The attributes of core's SPLAT (since 0.23), for hosts that do not have it.
+
+    positions (B,N,3), scales (B,N,3) linear, rotations (B,N,4) wxyz, opacities (B,N,1), sh (B,N,K,3), counts (B,) or None.
+    """
+
+    def __init__(self, positions, scales, rotations, opacities, sh, counts=None):
+        self.positions, self.scales, self.rotations = positions, scales, rotations
+        self.opacities, self.sh, self.counts = opacities, sh, counts
+
+
+def splat_class() -> type:
+    from comfy_api.latest import Types
+
+    return getattr(Types, "SPLAT", SplatTwin)
+
+
+def to_splat(gaussians: Gaussians):
+    """One splat as the host's SPLAT, on the CPU."""
+    g = gaussians.detach().to("cpu")
+    return splat_class()(g.means[None], g.scales[None], g.quats[None], g.opacities[None, :, None], g.sh[None])
+
+
+def from_splat(splat, index: int = 0) -> Gaussians:
+    """One item of a SPLAT, checked. Raises ValueError for other types, an index out of range and empty splats."""
+    fields = ("positions", "scales", "rotations", "opacities", "sh")
+    missing = [f for f in fields if not hasattr(splat, f)]
+    if missing:
+        raise ValueError(f"Expected a SPLAT, got {type(splat).__name__} without {', '.join(missing)}.")
+    batch = splat.positions.shape[0]
+    if not 0 <= index < batch:
+        raise ValueError(f"This SPLAT holds {batch} splat(s); index {index} does not exist.")
+    counts = getattr(splat, "counts", None)
+    n = splat.positions.shape[1] if counts is None else int(counts[index])
+    p, s, r, o, sh = (getattr(splat, f)[index, :n].float() for f in fields)
+    return Gaussians(p, s, r, o.reshape(n), sh).validate()
+
+
+# --- running ----------------------------------------------------------------------------------------------------------
+
+
+def device() -> torch.device:
+    return comfy.model_management.get_torch_device()
+
+
+def fit_device() -> torch.device:
+    """Where splats are fitted and rendered: the CUDA card, else the CPU (other back ends lack needed operations)."""
+    chosen = device()
+    return chosen if chosen.type == "cuda" else torch.device("cpu")
+
+
+def check_cancelled() -> None:
+    """Raise the host's own exception when the user has cancelled the prompt."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """The host's progress bar with an optional preview picture; every step also looks whether the user cancelled."""
+
+    def __init__(self, total: int):
+        self._bar = comfy.utils.ProgressBar(total)
+
+    def step(
+        self, done: int, total: int | None = None, picture: Image.Image | None = None, send: bool = True
+    ) -> None:
+        """send False: only look for a cancel, for loops whose steps are too quick to report each."""
+        check_cancelled()
+        if not send:
+            return
+        preview = None if picture is None else ("JPEG", picture, PREVIEW_MAX_SIDE)
+        self._bar.update_absolute(done, total, preview)
+
+
+# --- folders ----------------------------------------------------------------------------------------------------------
+
+
+def cache_folder(name: str) -> str:
+    """A folder of ours below ComfyUI's models folder, made when missing."""
+    path = os.path.join(folder_paths.models_dir, "multiview", name)
+    os.makedirs(path, exist_ok=True)
+    return path
+
+
+def output_path(prefix: str, suffix: str) -> tuple[str, str, str]:
+    """A new file in ComfyUI's output folder: (full path, file name, subfolder). The host refuses paths outside it."""
+    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    file = f"{name}_{counter:05}_{suffix}"
+    return os.path.join(folder, file), file, subfolder
