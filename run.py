@@ -59,13 +59,13 @@ def find_uv() -> list[str]:
     if on_path and b"--group" in subprocess.run([on_path, "sync", "--help"], capture_output=True).stdout:
         return [on_path]
     python = python_of(BOOTSTRAP)
-    uv = [str(python), "-m", "uv"]
-    if python.exists() and subprocess.run([*uv, "--version"], capture_output=True).returncode == 0:
-        return uv
+    uv = python.with_name("uv.exe" if os.name == "nt" else "uv")
+    if uv.exists() and subprocess.run([uv, "--version"], capture_output=True).returncode == 0:
+        return [str(uv)]
     say(f"installing uv into {BOOTSTRAP.relative_to(ROOT)} (20 MB)")
     venv.create(BOOTSTRAP, with_pip=True, clear=True)
     subprocess.run([python, "-m", "pip", "install", "--quiet", "uv"], check=True)
-    return uv
+    return [str(uv)]
 
 
 def pip_setting(name: str) -> str | None:
