@@ -8,6 +8,7 @@ Both make (and later reuse) an environment in .venv. Nothing is installed outsid
 COMFYUI_PATH    run your ComfyUI checkout instead of the one that is installed here
 COMFYUI_PYTHON  ... with this interpreter instead of .venv's
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -54,7 +55,7 @@ def is_ready(command: str) -> bool:
 
 
 def find_uv() -> list[str]:
-    """uv from PATH, else one that pip installs into a small environment of its own (uv would remove itself from .venv)."""
+    """uv from PATH, else one that pip installs into a small environment of its own (.venv is uv's to clean up)."""
     on_path = shutil.which("uv")
     if on_path and b"--group" in subprocess.run([on_path, "sync", "--help"], capture_output=True).stdout:
         return [on_path]
@@ -72,12 +73,14 @@ def pip_setting(name: str) -> str | None:
     """One value of pip's configuration on this machine (its environment variables included)."""
     if f"PIP_{name}".upper().replace("-", "_") in os.environ:
         return os.environ[f"PIP_{name}".upper().replace("-", "_")]
-    answer = subprocess.run([sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True)
+    answer = subprocess.run(
+        [sys.executable, "-m", "pip", "config", "get", f"global.{name}"], capture_output=True, text=True
+    )
     return answer.stdout.strip() or None if answer.returncode == 0 else None
 
 
 def uv_environment() -> dict[str, str]:
-    """uv does not read pip's configuration: a package mirror or certificate set there is passed on, unless uv has its own."""
+    """uv does not read pip's configuration: a mirror or certificate set there is passed on, unless uv has its own."""
     env = dict(os.environ)
     env.pop("VIRTUAL_ENV", None)
     env["UV_PROJECT_ENVIRONMENT"] = str(ENVIRONMENT)
@@ -106,8 +109,10 @@ def install(command: str) -> None:
     free_gb = shutil.disk_usage(ROOT).free / 1e9
     fresh = not python_of(ENVIRONMENT).exists()
     say("installing ComfyUI, PyTorch and this pack's tools into .venv" if fresh else "bringing .venv up to date")
-    say(f"this downloads about 3 GB and takes 1 to 10 minutes, depending on the connection; .venv then uses about 6 GB "
-        f"({free_gb:.0f} GB are free)")
+    say(
+        f"this downloads about 3 GB and takes 1 to 10 minutes, depending on the connection; .venv then uses about 6 GB "
+        f"({free_gb:.0f} GB are free)"
+    )
     if fresh and free_gb < NEEDED_GB:
         stop(f"not enough disk space: {NEEDED_GB:.0f} GB are needed in {ROOT}, {free_gb:.1f} GB are free.")
     uv, env = find_uv(), uv_environment()
@@ -120,7 +125,9 @@ def install(command: str) -> None:
     # --inexact: what another command or the developer has added to .venv stays.
     sync = [*uv, "sync", "--inexact", "--no-install-project", "--python", sys.executable, *repair, *groups]
     if fresh:
-        subprocess.run([*uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable], cwd=ROOT, env=env, check=True)
+        subprocess.run(
+            [*uv, "venv", "--quiet", "--allow-existing", "--python", sys.executable], cwd=ROOT, env=env, check=True
+        )
     unfinished.touch()
     if subprocess.run(sync, cwd=ROOT, env=env).returncode != 0:
         stop("the installation failed; see uv's message above. Repeat the command: what is already downloaded is kept.")
@@ -154,8 +161,10 @@ def main() -> int:
         say(f"installed in {(time.monotonic() - started) / 60:.1f} minutes; .venv uses {folder_gb(ENVIRONMENT):.1f} GB")
     began = time.monotonic()
     code = run(command, arguments)
-    say(f"{command}: {(time.monotonic() - began) / 60:.1f} minutes, exit code {code}; in the repository folder: "
-        f".venv {folder_gb(ENVIRONMENT):.1f} GB, .host {folder_gb(ROOT / '.host'):.2f} GB")
+    say(
+        f"{command}: {(time.monotonic() - began) / 60:.1f} minutes, exit code {code}; in the repository folder: "
+        f".venv {folder_gb(ENVIRONMENT):.1f} GB, .host {folder_gb(ROOT / '.host'):.2f} GB"
+    )
     return code
 
 

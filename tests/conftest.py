@@ -1,4 +1,5 @@
 """Loads the pack the way ComfyUI does, orders the tests, and runs the one ComfyUI that all host tests share."""
+
 from __future__ import annotations
 
 import importlib.util
@@ -19,9 +20,10 @@ torch.set_num_threads(1)
 
 
 def _load_pack() -> None:
-    """The checkout as package `mvpack`; the root stays off sys.path. Works without ComfyUI as long as a test leaves nodes/ alone."""
+    """The checkout as package `mvpack`; the root stays off sys.path. Needs no ComfyUI unless nodes/ is imported."""
     spec = importlib.util.spec_from_file_location(
-        "mvpack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)])
+        "mvpack", ROOT / "__init__.py", submodule_search_locations=[str(ROOT)]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["mvpack"] = module
     spec.loader.exec_module(module)
@@ -93,7 +95,7 @@ def host_factory(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def host(host_factory, summary_note) -> ComfyHost:
-    """The real ComfyUI, started once for the whole run. Not being able to start it fails every test that asks for it."""
+    """The real ComfyUI, started once for the whole run. If it cannot start, every test that asks for it fails."""
     comfy = host_factory()
     comfy.start()
     summary_note(f"host: {comfy.version()}, {'CPU' if '--cpu' in comfy.command_line() else 'GPU'}")

@@ -9,11 +9,25 @@ Used by the demo and by the host and browser tests. Needs nothing from ComfyUI's
         for file in result.files():
             print(host.output_path(file))
 """
+
 from .client import ComfyClient, HostError, Interrupted, NodeFailed, Progress, PromptRejected, RunResult
 from .process import PACK_NAME, ComfyHost, HostStartError, find_comfyui, free_port
 from .workflow import WorkflowError, widget_names, workflow_to_prompt
 
 __all__ = [
-    "PACK_NAME", "ComfyClient", "ComfyHost", "HostError", "HostStartError", "Interrupted", "NodeFailed", "Progress",
-    "PromptRejected", "RunResult", "WorkflowError", "find_comfyui", "free_port", "widget_names", "workflow_to_prompt",
+    "PACK_NAME",
+    "ComfyClient",
+    "ComfyHost",
+    "HostError",
+    "HostStartError",
+    "Interrupted",
+    "NodeFailed",
+    "Progress",
+    "PromptRejected",
+    "RunResult",
+    "WorkflowError",
+    "find_comfyui",
+    "free_port",
+    "widget_names",
+    "workflow_to_prompt",
 ]

@@ -1,4 +1,5 @@
 """HTTP and websocket client of a running ComfyUI."""
+
 from __future__ import annotations
 
 import json
@@ -34,8 +35,10 @@ class NodeFailed(HostError):
         self.exception_type = data.get("exception_type")
         self.exception_message = (data.get("exception_message") or "").strip()
         self.traceback = "".join(data.get("traceback") or [])
-        super().__init__(f"{self.node_type} (node {self.node_id}) raised {self.exception_type}: {self.exception_message}\n"
-                         f"{self.traceback}")
+        super().__init__(
+            f"{self.node_type} (node {self.node_id}) raised {self.exception_type}: {self.exception_message}\n"
+            f"{self.traceback}"
+        )
 
 
 class Interrupted(HostError):
@@ -105,7 +108,9 @@ class ComfyClient:
 
     # --- plain HTTP ---
 
-    def request(self, path: str, data: dict | bytes | None = None, headers: dict | None = None, timeout: float = 60) -> bytes:
+    def request(
+        self, path: str, data: dict | bytes | None = None, headers: dict | None = None, timeout: float = 60
+    ) -> bytes:
         """GET, or POST when data is given (a dict goes as JSON). Raises HostError with the answer's text."""
         headers = dict(headers or {})
         if isinstance(data, dict):
@@ -191,11 +196,14 @@ class ComfyClient:
             f'--{boundary}\r\nContent-Disposition: form-data; name="{key}"\r\n\r\n{value}\r\n'.encode()
             for key, value in (("overwrite", "true"), ("subfolder", subfolder))
         ]
-        head = (f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
-                "Content-Type: application/octet-stream\r\n\r\n")
+        head = (
+            f'--{boundary}\r\nContent-Disposition: form-data; name="image"; filename="{name or path.name}"\r\n'
+            "Content-Type: application/octet-stream\r\n\r\n"
+        )
         body = b"".join([*parts, head.encode(), path.read_bytes(), f"\r\n--{boundary}--\r\n".encode()])
-        answer = json.loads(self.request(
-            "/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"}))
+        answer = json.loads(
+            self.request("/upload/image", body, {"Content-Type": f"multipart/form-data; boundary={boundary}"})
+        )
         return "/".join(filter(None, (answer["subfolder"], answer["name"])))
 
     def download(self, file: dict) -> bytes:
@@ -205,11 +213,14 @@ class ComfyClient:
 
     # --- running with progress ---
 
-    def run(self, prompt: dict, on_progress: Callable[[Progress], None] | None = None, timeout: float = 600) -> RunResult:
+    def run(
+        self, prompt: dict, on_progress: Callable[[Progress], None] | None = None, timeout: float = 600
+    ) -> RunResult:
         """Run an API-format prompt to its end and return what it made.
 
-        on_progress is called from this thread for every event; it may call interrupt(). Raises PromptRejected, NodeFailed,
-        Interrupted, or HostError when the host died or `timeout` seconds went by (the prompt is then interrupted).
+        on_progress is called from this thread for every event; it may call interrupt(). Raises PromptRejected,
+        NodeFailed, Interrupted, or HostError when the host died or `timeout` seconds went by (the prompt is then
+        interrupted).
         """
         import websocket  # websocket-client; only running with progress needs it
 
@@ -217,7 +228,8 @@ class ComfyClient:
         # The host stays silent while it loads models or a node computes without progress: a receive times out often,
         # so that the deadline and the process are checked, and is then repeated.
         socket = websocket.create_connection(
-            f"{self.url.replace('http', 'ws', 1)}/ws?clientId={client_id}", timeout=1.0, http_no_proxy=["*"])
+            f"{self.url.replace('http', 'ws', 1)}/ws?clientId={client_id}", timeout=1.0, http_no_proxy=["*"]
+        )
         try:
             socket.send(json.dumps({"type": "feature_flags", "data": {"supports_preview_metadata": True}}))
             started = time.monotonic()
@@ -289,23 +301,25 @@ class ComfyClient:
         if not entry:
             raise HostError(f"the host kept no history of prompt {result.prompt_id}{self.describe_failure()}")
         result.outputs = entry["outputs"]
-        messages = dict((kind, data) for kind, data in entry["status"]["messages"])
+        messages = dict(entry["status"]["messages"])
         if "execution_error" in messages:
             raise NodeFailed(messages["execution_error"])
         if "execution_interrupted" in messages:
-            raise Interrupted(f"prompt {result.prompt_id} was interrupted in node {messages['execution_interrupted'].get('node_id')}")
+            raise Interrupted(
+                f"prompt {result.prompt_id} was interrupted in node {messages['execution_interrupted'].get('node_id')}"
+            )
         if entry["status"]["status_str"] != "success":
             raise HostError(f"prompt {result.prompt_id} ended as {entry['status']['status_str']!r}")
 
 
 def _take_preview(message: bytes, result: RunResult) -> None:
-    """Binary events (server.py, protocol.py): big-endian kind; 1 = picture after a 4-byte format, 4 = picture after metadata."""
+    """Binary events (server.py, protocol.py): big-endian kind; 1 = picture after its format, 4 = after metadata."""
     kind = struct.unpack(">I", message[:4])[0]
     if kind == 1:
         result.last_preview = message[8:]
     elif kind == 4:
         length = struct.unpack(">I", message[4:8])[0]
-        result.last_preview = message[8 + length:]
+        result.last_preview = message[8 + length :]
     else:
         return
     result.previews += 1

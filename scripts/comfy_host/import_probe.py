@@ -1,10 +1,12 @@
+# ruff: noqa: E402, I001 - the order of the imports is the point
 """Run by a host's own interpreter in the ComfyUI folder: what does loading the pack cost and bring in?
 
-    cd ComfyUI && python import_probe.py <pack folder> [repetitions are made by starting it again]
+    cd ComfyUI && python import_probe.py <pack folder>
 
 Prints one line of JSON: seconds for loading the pack and asking it for its nodes, and the modules this added, beyond
 what ComfyUI imports before it looks at custom nodes.
 """
+
 import asyncio
 import importlib.util
 import json
@@ -15,14 +17,15 @@ import time
 # A script's own folder comes first on sys.path; ComfyUI's main.py would have its folder there.
 sys.path[0] = os.getcwd()
 
-import comfy.cli_args  # noqa: E402
+import comfy.cli_args
 
 comfy.cli_args.args.cpu = True
 
-import comfy.model_management  # noqa: E402, F401
-import execution  # noqa: E402, F401
-import nodes  # noqa: E402
-import server  # noqa: E402
+import comfy.model_management  # noqa: F401
+import utils.extra_config  # noqa: F401 - claims the name "utils" as main.py does, before any package can
+import execution  # noqa: F401
+import nodes
+import server
 
 
 def main(pack: str) -> dict:
@@ -33,7 +36,8 @@ def main(pack: str) -> dict:
     before = set(sys.modules)
     started = time.perf_counter()
     spec = importlib.util.spec_from_file_location(
-        "mv_probe", os.path.join(pack, "__init__.py"), submodule_search_locations=[pack])
+        "mv_probe", os.path.join(pack, "__init__.py"), submodule_search_locations=[pack]
+    )
     module = importlib.util.module_from_spec(spec)
     sys.modules["mv_probe"] = module
     spec.loader.exec_module(module)

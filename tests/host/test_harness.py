@@ -1,4 +1,5 @@
 """The harness itself: a test of ours that passes because the harness swallowed a failure would be worth nothing."""
+
 from __future__ import annotations
 
 import threading
@@ -70,9 +71,12 @@ def test_a_prompt_that_takes_too_long_is_interrupted(host):
 
 
 def test_inspect_node(host):
-    result = host.run({
-        "1": node("EmptyImage", width=16, height=8, batch_size=2, color=0xFF0000),
-        "2": node("TestInspect", value=["1", 0])})
+    result = host.run(
+        {
+            "1": node("EmptyImage", width=16, height=8, batch_size=2, color=0xFF0000),
+            "2": node("TestInspect", value=["1", 0]),
+        }
+    )
     report = result.outputs["2"]["report"][0]
     assert report["shape"] == [2, 8, 16, 3]
     assert report["max"] == 1.0
@@ -84,7 +88,9 @@ def test_upload_and_download(host, tmp_path):
     path = tmp_path / "two by three.png"
     Image.new("RGB", (3, 2), (255, 0, 0)).save(path)
     name = host.upload_image(path)
-    result = host.run({"1": node("LoadImage", image=name), "2": node("SaveImage", images=["1", 0], filename_prefix="harness")})
+    result = host.run(
+        {"1": node("LoadImage", image=name), "2": node("SaveImage", images=["1", 0], filename_prefix="harness")}
+    )
     (file,) = result.files("2")
     assert host.output_path(file).read_bytes() == host.download(file)
     with Image.open(host.output_path(file)) as picture:
@@ -95,14 +101,37 @@ def test_core_workflow_converts(host, object_info):
     """A small UI workflow with core nodes, one muted branch and a reroute, written by hand."""
     workflow = {
         "nodes": [
-            {"id": 1, "type": "EmptyImage", "widgets_values": [32, 16, 1, 255], "inputs": [], "mode": 0,
-             "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}]},
-            {"id": 2, "type": "Reroute", "inputs": [{"name": "", "type": "*", "link": 1}], "mode": 0,
-             "outputs": [{"name": "", "type": "IMAGE", "links": [2, 3]}]},
-            {"id": 3, "type": "PreviewImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 2}], "outputs": [], "mode": 0,
-             "widgets_values": []},
-            {"id": 4, "type": "PreviewImage", "inputs": [{"name": "images", "type": "IMAGE", "link": 3}], "outputs": [], "mode": 2,
-             "widgets_values": []},
+            {
+                "id": 1,
+                "type": "EmptyImage",
+                "widgets_values": [32, 16, 1, 255],
+                "inputs": [],
+                "mode": 0,
+                "outputs": [{"name": "IMAGE", "type": "IMAGE", "links": [1]}],
+            },
+            {
+                "id": 2,
+                "type": "Reroute",
+                "inputs": [{"name": "", "type": "*", "link": 1}],
+                "mode": 0,
+                "outputs": [{"name": "", "type": "IMAGE", "links": [2, 3]}],
+            },
+            {
+                "id": 3,
+                "type": "PreviewImage",
+                "inputs": [{"name": "images", "type": "IMAGE", "link": 2}],
+                "outputs": [],
+                "mode": 0,
+                "widgets_values": [],
+            },
+            {
+                "id": 4,
+                "type": "PreviewImage",
+                "inputs": [{"name": "images", "type": "IMAGE", "link": 3}],
+                "outputs": [],
+                "mode": 2,
+                "widgets_values": [],
+            },
         ],
         "links": [[1, 1, 0, 2, 0, "*"], [2, 2, 0, 3, 0, "IMAGE"], [3, 2, 0, 4, 0, "IMAGE"]],
     }

@@ -1,4 +1,5 @@
 """What users see of the pack in the real host: nodes, texts, help pages, workflows."""
+
 from __future__ import annotations
 
 import json
@@ -45,8 +46,10 @@ def test_node_ids_are_the_permanent_ones(ours, object_info):
         if name.strip() and (not condition or condition.strip() in object_info):
             expected.add(name.strip())
     gone, new = expected - set(ours), set(ours) - expected
-    problems([f"{n} is gone: saved workflows that use it break" for n in sorted(gone)]
-             + [f"{n} is new: add it to tests/host/node_ids.txt" for n in sorted(new)])
+    problems(
+        [f"{n} is gone: saved workflows that use it break" for n in sorted(gone)]
+        + [f"{n} is new: add it to tests/host/node_ids.txt" for n in sorted(new)]
+    )
 
 
 # --- texts ---
@@ -91,15 +94,22 @@ def test_every_node_has_a_help_page_that_the_host_serves(ours, host):
         except HostError as error:
             found.append(f"{node_id}: {error}")
             continue
-        found += [f"{node_id}: help page does not mention input {name}"
-                  for section in ("required", "optional") for name in info["input"].get(section) or {} if name not in text]
+        found += [
+            f"{node_id}: help page does not mention input {name}"
+            for section in ("required", "optional")
+            for name in info["input"].get(section) or {}
+            if name not in text
+        ]
     problems(found)
 
 
 def test_no_help_page_for_a_node_that_does_not_exist(ours):
     pages = {path.stem for path in (ROOT / "web/docs").glob("*.md")}
-    known = {line.split()[0] for line in (ROOT / "tests/host/node_ids.txt").read_text().splitlines()
-             if line.strip() and not line.startswith("#")}
+    known = {
+        line.split()[0]
+        for line in (ROOT / "tests/host/node_ids.txt").read_text().splitlines()
+        if line.strip() and not line.startswith("#")
+    }
     assert pages <= known
 
 

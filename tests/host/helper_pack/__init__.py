@@ -2,6 +2,7 @@
 
 Not part of what users install; only hosts started by tests/conftest.py load it.
 """
+
 import time
 
 import comfy.model_management
@@ -26,8 +27,11 @@ class Wait(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="TestWait", category="test", is_output_node=True,
-            inputs=[io.Int.Input("steps", default=1, min=1, max=100000), io.Int.Input("salt", default=0)])
+            node_id="TestWait",
+            category="test",
+            is_output_node=True,
+            inputs=[io.Int.Input("steps", default=1, min=1, max=100000), io.Int.Input("salt", default=0)],
+        )
 
     @classmethod
     def execute(cls, steps, salt):
@@ -55,7 +59,8 @@ class Inspect(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="TestInspect", category="test", is_output_node=True, inputs=[io.AnyType.Input("value")])
+            node_id="TestInspect", category="test", is_output_node=True, inputs=[io.AnyType.Input("value")]
+        )
 
     @classmethod
     def execute(cls, value):
@@ -66,8 +71,11 @@ def describe(value, depth=0):
     """A JSON-able description: tensors by shape, dtype, range, mean; containers and objects by their parts."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         numbers = value.detach().float()
-        figures = {} if numbers.numel() == 0 else {
-            "min": numbers.min().item(), "max": numbers.max().item(), "mean": numbers.mean().item()}
+        figures = (
+            {}
+            if numbers.numel() == 0
+            else {"min": numbers.min().item(), "max": numbers.max().item(), "mean": numbers.mean().item()}
+        )
         return {"shape": list(value.shape), "dtype": str(value.dtype), **figures}
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
