@@ -25,7 +25,7 @@ class Projected(NamedTuple):
     conics: Tensor  # (C,P,3) inverse 2D covariance: xx, xy, yy, per square pixel
     depths: Tensor  # (C,P) camera z
     radii: Tensor  # (C,P,2) int32, half extents in pixels
-    compensations: Tensor  # (C,P) opacity factor that keeps thin Gaussians from growing brighter (antialiased mode)
+    compensations: Tensor | None  # (C,P) opacity factor that undoes the brightening by eps2d (antialiased mode)
 
 
 def rotation_matrices(quats: Tensor) -> Tensor:
@@ -56,30 +56,26 @@ def project(
 ) -> Projected:
     """means (P,3), quats (P,4), scales (P,3), opacities (P,), w2c (C,4,4), K (C,3,3) pixels -> Projected.
 
-    eps2d: variance in square pixels added to every footprint. antialiased only changes which Gaussians are too faint.
+    eps2d: variance in square pixels added to every footprint. antialiased: also return compensations.
     """
-    camera = torch.einsum("cij,pj->cpi", w2c[:, :3, :3], means) + w2c[:, None, :3, 3]
-    x, y, z = camera.unbind(-1)
+    rotation = w2c[:, :3, :3]
+    x, y, z = (torch.einsum("cij,pj->cip", rotation, means) + w2c[:, :3, 3:]).unbind(1)
     in_depth = (z >= near) & (z <= far)
     safe_z = torch.where(in_depth, z, torch.ones_like(z))  # keeps culled Gaussians' gradients finite
     fx, fy, cx, cy = K[:, 0, 0, None], K[:, 1, 1, None], K[:, 0, 2, None], K[:, 1, 2, None]
     u, v = x / safe_z, y / safe_z
     means2d = torch.stack([fx * u + cx, fy * v + cy], dim=-1)
 
-    xx, xy, yy = _footprint(
-        _clamp_to_frustum(u, fx, cx, width),
-        _clamp_to_frustum(v, fy, cy, height),
-        (fx / safe_z)[..., None],
-        (fy / safe_z)[..., None],
-        w2c[:, None, :3, :3],
-        rotation_matrices(quats) * scales[:, None, :],
-    )
+    # The covariance is root root^T; J rotation root is formed first, as its square cannot lose definiteness.
+    root = torch.einsum("cij,pjk->cipk", rotation, rotation_matrices(quats) * scales[:, None, :])
+    edge_u, edge_v = _clamp_to_frustum(u, fx, cx, width), _clamp_to_frustum(v, fy, cy, height)
+    row_x = (fx / safe_z)[..., None] * (root[:, 0] - edge_u[..., None] * root[:, 2])
+    row_y = (fy / safe_z)[..., None] * (root[:, 1] - edge_v[..., None] * root[:, 2])
+    xx, xy, yy = (row_x * row_x).sum(-1), (row_x * row_y).sum(-1), (row_y * row_y).sum(-1)
     det_sharp = xx * yy - xy * xy
     xx, yy = xx + eps2d, yy + eps2d
     det = (xx * yy - xy * xy).clamp_min(1e-10)
-    compensations = (det_sharp / det).clamp_min(0)
-    # sqrt has no finite slope at 0, where a needle seen end on would otherwise give NaN
-    compensations = torch.where(compensations > 1e-12, compensations.clamp_min(1e-12).sqrt(), 0.0)
+    compensations = _compensation(det_sharp, det) if antialiased else None
     conics = torch.stack([yy / det, -xy / det, xx / det], dim=-1)
 
     with torch.no_grad():
@@ -99,14 +95,8 @@ def _clamp_to_frustum(slope: Tensor, focal: Tensor, center: Tensor, size: int) -
     return torch.minimum(torch.maximum(slope, -(center / focal + margin)), (size - center) / focal + margin)
 
 
-def _footprint(u: Tensor, v: Tensor, fx_z: Tensor, fy_z: Tensor, rotation: Tensor, root: Tensor):
-    """2D covariance entries xx, xy, yy, each (C,P).
-
-    u, v: (C,P) slopes. fx_z, fy_z: (C,P,1) focal length / depth. rotation: (C,1,3,3) of the camera. root: (P,3,3), the
-    covariance being root root^T. The product (J rotation root) is formed first: its square cannot lose definiteness.
-    """
-    row_x = fx_z * (rotation[..., 0, :] - u[..., None] * rotation[..., 2, :])
-    row_y = fy_z * (rotation[..., 1, :] - v[..., None] * rotation[..., 2, :])
-    mx = (row_x[..., :, None] * root).sum(-2)
-    my = (row_y[..., :, None] * root).sum(-2)
-    return (mx * mx).sum(-1), (mx * my).sum(-1), (my * my).sum(-1)
+def _compensation(det_sharp: Tensor, det: Tensor) -> Tensor:
+    """sqrt(det_sharp / det), with slope 0 instead of infinity at 0, where a needle is seen end on."""
+    ratio = det_sharp / det
+    positive = ratio > 1e-12
+    return torch.where(positive, torch.where(positive, ratio, 1.0).sqrt(), 0.0)

@@ -26,8 +26,7 @@ class TileLists(NamedTuple):
     """M pairs, sorted by tile and inside a tile from front to back; T = C * rows * columns tiles."""
 
     gaussian: Tensor  # (M,) index into C*P
-    center_x: Tensor  # (M,) pixels, centre of the pair's tile
-    center_y: Tensor  # (M,)
+    local: Tensor  # (M,6) mean x and y from the tile's centre, conic xx, xy, yy, log opacity
     start: Tensor  # (T,) first pair of each tile
     count: Tensor  # (T,) number of pairs of each tile
 
@@ -45,42 +44,40 @@ def tile_lists(
 ) -> TileLists:
     """means2d (C,P,2), conics (C,P,3), log_opacities (C,P), radii (C,P,2), depths (C,P) -> TileLists.
 
-    A pair is kept only if some pixel centre's box of the tile reaches ALPHA_MIN, so long thin Gaussians do not burden
-    every tile of their bounding box.
+    A pair is kept only if the Gaussian reaches ALPHA_MIN in the box of the tile's pixel centres, so long thin Gaussians
+    do not burden every tile of their bounding box.
     """
     cameras, points = depths.shape
     shown = (radii > 0).all(-1).flatten().nonzero()[:, 0]
     shown = shown[torch.argsort(depths.flatten()[shown], stable=True)]
-    mean_x, mean_y = means2d.reshape(-1, 2)[shown].unbind(-1)
-    radius_x, radius_y = radii.reshape(-1, 2)[shown].to(means2d.dtype).unbind(-1)
-
-    left, right = _tile_range(mean_x, radius_x, columns)
-    top, bottom = _tile_range(mean_y, radius_y, rows)
+    values = torch.cat([means2d, conics, log_opacities[..., None]], dim=-1).reshape(-1, 6).index_select(0, shown)
+    radius = radii.reshape(-1, 2).index_select(0, shown)
+    left, right = _tile_range(values[:, 0], radius[:, 0], columns)
+    top, bottom = _tile_range(values[:, 1], radius[:, 1], rows)
     wide = right - left
     tiles_each = wide * (bottom - top)
-    pair = torch.repeat_interleave(torch.arange(len(shown), device=shown.device), tiles_each)
     first = tiles_each.cumsum(0) - tiles_each
-    nth = torch.arange(len(pair), device=shown.device) - first[pair]
-    row = torch.div(nth, wide[pair], rounding_mode="floor")
-    column = nth - row * wide[pair] + left[pair]
-    row += top[pair]
 
-    gaussian = shown[pair]
-    center_x = (column * TILE + TILE / 2).to(means2d.dtype)
-    center_y = (row * TILE + TILE / 2).to(means2d.dtype)
-    reach = log_opacities.flatten()[shown] - LOG_ALPHA_MIN + _CULL_SLACK
-    conic_xx, conic_xy, conic_yy = conics.reshape(-1, 3)[shown].unbind(-1)
-    near = _least_sigma(
-        mean_x[pair] - center_x, mean_y[pair] - center_y, conic_xx[pair], conic_xy[pair], conic_yy[pair]
+    # every tile of every bounding box
+    pair = torch.repeat_interleave(torch.arange(len(shown), device=shown.device), tiles_each)
+    left, top, wide, first, image = (
+        torch.stack([left, top, wide, first, shown // max(points, 1)], -1).index_select(0, pair).unbind(-1)
     )
-    kept = (near <= reach[pair]).nonzero()[:, 0]
+    nth = torch.arange(len(pair), device=shown.device) - first
+    row = nth // wide
+    column = nth - row * wide + left
+    row = row + top
+    local = values.index_select(0, pair)
+    local[:, 0] -= column * TILE + TILE / 2
+    local[:, 1] -= row * TILE + TILE / 2
+    kept = (_least_sigma(local) <= local[:, 5] - LOG_ALPHA_MIN + _CULL_SLACK).nonzero()[:, 0]
 
-    tile = torch.div(gaussian[kept], max(points, 1), rounding_mode="floor") * (rows * columns)
-    tile += row[kept] * columns + column[kept]
+    tile = ((image * rows + row) * columns + column).index_select(0, kept)
     tile, order = torch.sort(tile.int(), stable=True)
-    kept = kept[order]
+    kept = kept.index_select(0, order)
     count = torch.bincount(tile, minlength=cameras * rows * columns)
-    return TileLists(gaussian[kept], center_x[kept], center_y[kept], count.cumsum(0) - count, count)
+    gaussian = shown.index_select(0, pair.index_select(0, kept))
+    return TileLists(gaussian, local.index_select(0, kept), count.cumsum(0) - count, count)
 
 
 def _tile_range(mean: Tensor, radius: Tensor, tiles: int) -> tuple[Tensor, Tensor]:
@@ -89,12 +86,13 @@ def _tile_range(mean: Tensor, radius: Tensor, tiles: int) -> tuple[Tensor, Tenso
     return first.long(), last.long()
 
 
-def _least_sigma(dx: Tensor, dy: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> Tensor:
-    """Smallest sigma over the box of a tile's pixel centres; dx, dy: mean minus tile centre.
+def _least_sigma(local: Tensor) -> Tensor:
+    """Smallest sigma over the box of a tile's pixel centres; local as in TileLists.
 
     The minimum of a convex quadratic over a box lies on an edge facing the mean (or is 0 inside); on each of the two
     facing edges it is a one-dimensional minimum, clamped to the edge.
     """
+    dx, dy, xx, xy, yy, _ = local.t().contiguous()
     half = (TILE - 1) / 2
     edge_x = dx - dx.clamp(-half, half)
     edge_y = dy - dy.clamp(-half, half)
@@ -105,42 +103,40 @@ def _least_sigma(dx: Tensor, dy: Tensor, xx: Tensor, xy: Tensor, yy: Tensor) -> 
     return torch.minimum(on_vertical, on_horizontal)
 
 
-def pair_coefficients(lists: TileLists, means2d: Tensor, conics: Tensor, log_opacities: Tensor) -> Tensor:
-    """(M+1,6) coefficients of log alpha on `pixel_basis`; the last row is a padding pair that draws nothing.
+def pair_coefficients(local: Tensor) -> Tensor:
+    """local (M,6) of TileLists -> (M+1,6) coefficients of log alpha on pixel_basis; the last row draws nothing.
 
     Sigma is expanded as half a sum of two squares (the Cholesky factor of the conic): expanding the conic itself would
     cancel badly for long thin Gaussians far from the tile's centre.
     """
-    xx, xy, yy = conics.reshape(-1, 3).unbind(-1)
+    dx, dy, xx, xy, yy, log_opacity = local.t().contiguous()
     l11 = xx.clamp_min(1e-30).sqrt()
     l12 = xy / l11
     l22 = (yy - l12 * l12).clamp_min(0).sqrt()
-    table = torch.cat([means2d.reshape(-1, 2), torch.stack([l11, l12, l22, log_opacities.flatten()], -1)], -1)
-    mean_x, mean_y, l11, l12, l22, log_opacity = table.index_select(0, lists.gaussian).t().contiguous()
-    dy = mean_y - lists.center_y
-    u = l11 * (mean_x - lists.center_x) + l12 * dy
+    u = l11 * dx + l12 * dy
     v = l22 * dy
-    out = u.new_zeros(len(u) + 1, 6)
-    out[-1, 0] = _NEVER
-    rows = out[:-1]
-    rows[:, 0] = log_opacity - 0.5 * (u * u + v * v)
-    rows[:, 1] = u * l11
-    rows[:, 2] = u * l12 + v * l22
-    rows[:, 3] = -0.5 * l11 * l11
-    rows[:, 4] = -l11 * l12
-    rows[:, 5] = -0.5 * (l12 * l12 + l22 * l22)
-    return out
+    drawn = torch.stack(
+        [
+            log_opacity - 0.5 * (u * u + v * v),
+            u * l11,
+            u * l12 + v * l22,
+            -0.5 * l11 * l11,
+            -l11 * l12,
+            -0.5 * (l12 * l12 + l22 * l22),
+        ],
+        dim=-1,
+    )
+    padding = drawn.new_tensor([[_NEVER, 0, 0, 0, 0, 0]])
+    return torch.cat([drawn, padding])
 
 
-def parameter_gradients(lists: TileLists, moments: Tensor, means2d: Tensor, conics: Tensor) -> Tensor:
+def parameter_gradients(local: Tensor, moments: Tensor) -> Tensor:
     """Moments (M,6) of d loss / d log alpha about the tile's centre -> (M,6): d/d mean x, y, conic xx, xy, yy, log opacity.
 
     With X = mean - pixel, sigma = (xx X^2 + yy Y^2) / 2 + xy X Y, so every derivative is a moment of X and Y.
     """
-    table = torch.cat([means2d.reshape(-1, 2), conics.reshape(-1, 3)], dim=-1)
-    mean_x, mean_y, xx, xy, yy = table.index_select(0, lists.gaussian).t().contiguous()
-    dx, dy = mean_x - lists.center_x, mean_y - lists.center_y
-    m, m_x, m_y, m_xx, m_xy, m_yy = moments.t()
+    dx, dy, xx, xy, yy, _ = local.t().contiguous()
+    m, m_x, m_y, m_xx, m_xy, m_yy = moments.t().contiguous()
     first_x, first_y = dx * m - m_x, dy * m - m_y
     second_xx = dx * (first_x - m_x) + m_xx
     second_yy = dy * (first_y - m_y) + m_yy
