@@ -88,7 +88,8 @@ def plush(rng: np.random.Generator, kind: str) -> list[Part]:
         smile = (Decal("smile", -0.028, 0.005, 0.03, 0.032, dark), Decal("smile", 0.028, 0.005, 0.03, 0.032, dark))
         parts.append(ball(spot, (0.085, 0.062, 0.065), light, decals=smile))
         parts.append(ball((0, spot[1] - 0.03, spot[2] - 0.055), (0.03, 0.022, 0.02), dark))
-    return parts + _ears(kind, fur, light)
+    neck = in_front((0, 0.17, 0), body_half, 0, -0.125)
+    return parts + _ears(kind, fur, light) + extra(rng, neck, (0, -0.29, -0.02))
 
 
 def _ears(kind: str, fur, light) -> list[Part]:
@@ -142,8 +143,8 @@ def robot(rng: np.random.Generator) -> list[Part]:
 
 
 def gnome(rng: np.random.Generator) -> list[Part]:
-    hat = hsv(rng.choice([0.0, 0.35, 0.6, 0.78]) + rng.uniform(-0.03, 0.03), 0.75, 0.82)
-    coat = hsv(rng.choice([0.58, 0.3, 0.08]) + rng.uniform(-0.04, 0.04), 0.6, 0.65)
+    hat = hsv(rng.random(), rng.uniform(0.6, 0.85), rng.uniform(0.65, 0.95))
+    coat = hsv(rng.random(), rng.uniform(0.4, 0.7), rng.uniform(0.5, 0.8))
     beard = hsv(0.1, rng.choice([0.03, 0.35, 0.6]), 0.95)
     skin = (0.97, 0.78, 0.65)
     head, head_half = (0, -0.09, -0.01), (0.13, 0.12, 0.12)
@@ -163,8 +164,8 @@ def gnome(rng: np.random.Generator) -> list[Part]:
 
 
 def owl(rng: np.random.Generator) -> list[Part]:
-    hue = rng.choice([0.07, 0.55, 0.75, 0.4]) + rng.uniform(-0.04, 0.04)
-    plume, light, dark = hsv(hue, 0.5, 0.72), hsv(hue, 0.12, 0.97), hsv(hue, 0.6, 0.5)
+    hue = rng.random()
+    plume, light, dark = hsv(hue, rng.uniform(0.3, 0.65), rng.uniform(0.6, 0.85)), hsv(hue, 0.12, 0.97), hsv(hue, 0.6, 0.5)
     center, half = (0, 0.03, 0), (0.235, 0.34, 0.2)
     specks = [Decal("smile", x, y, 0.028, 0.028, dark) for x, y in ((-0.07, 0.06), (0.0, 0.06), (0.07, 0.06), (-0.035, 0.12), (0.035, 0.12), (0, 0.18))]
     parts = [ball(center, half, plume, "a", decals=(Decal("ellipse", 0, 0.11, 0.145, 0.17, light), *specks))]
@@ -174,7 +175,7 @@ def owl(rng: np.random.Generator) -> list[Part]:
                 Decal("ellipse", -0.013, -0.015, 0.013, 0.013, WHITE))
         parts.append(ball(spot, (0.09, 0.09, 0.035), light, rot=rotation(14, 14 * side, 0), decals=disc))
     beak = in_front(center, half, 0, -0.085, 0.02)
-    return parts + [
+    return parts + extra(rng, in_front(center, half, 0, -0.02, 0.01), (0, -0.29, 0)) + [
         tube(beak, (0.03, 0.05, 0.03), ORANGE, rot=rotation(150, 0, 0), taper=0.0),
         *pair(ball((0.22, 0.08, 0.0), (0.05, 0.2, 0.13), dark, "b", rotation(0, 0, 8))),
         *pair(tube((0.12, -0.31, -0.02), (0.05, 0.09, 0.035), dark, "b", rotation(0, 0, 24), 0.02)),
@@ -183,13 +184,13 @@ def owl(rng: np.random.Generator) -> list[Part]:
 
 
 def penguin(rng: np.random.Generator) -> list[Part]:
-    hue = rng.choice([0.62, 0.5, 0.85, 0.13])
+    hue = rng.random()
     coat, beak = hsv(hue, 0.6, rng.uniform(0.45, 0.85)), ORANGE
     center, half = (0, 0.03, 0), (0.225, 0.36, 0.195)
     bib = (Decal("ellipse", 0, 0.1, 0.155, 0.23, WHITE), Decal("ellipse", -0.07, -0.13, 0.085, 0.1, WHITE), Decal("ellipse", 0.07, -0.13, 0.085, 0.1, WHITE),
            Decal("ellipse", -0.115, -0.06, 0.028, 0.02, PINK), Decal("ellipse", 0.115, -0.06, 0.028, 0.02, PINK))
-    scarf = hsv(hue + 0.45, 0.75, 0.9)
-    return [
+    scarf = hsv(hue + rng.uniform(0.25, 0.75), 0.75, 0.9)
+    return extra(rng, in_front(center, half, 0, 0.07), (0, -0.31, 0)) + [
         ball(center, half, coat, "a", decals=bib),
         ball((0, 0.03, -0.01), (0.232, 0.045, 0.202), scarf, "b"),
         box((0.09, 0.115, -0.195), (0.035, 0.075, 0.018), scarf, rot=rotation(-8, 0, 8)),
@@ -201,7 +202,7 @@ def penguin(rng: np.random.Generator) -> list[Part]:
 
 
 def cottage(rng: np.random.Generator) -> list[Part]:
-    wall, roof = hsv(rng.uniform(0.05, 0.16), rng.uniform(0.1, 0.35), 0.97), hsv(rng.choice([0.02, 0.6, 0.4, 0.8]), 0.65, 0.72)
+    wall, roof = hsv(rng.uniform(0.05, 0.16), rng.uniform(0.1, 0.35), 0.97), hsv(rng.random(), 0.65, 0.72)
     door, pane = hsv(rng.random(), 0.6, 0.55), hsv(0.55, 0.35, 0.95)
     front = [Decal("rect", 0, 0.1, 0.068, 0.13, door), Decal("ellipse", 0, -0.03, 0.068, 0.06, door), Decal("ellipse", 0.04, 0.09, 0.013, 0.013, (0.98, 0.8, 0.3))]
     for x in (-0.165, 0.165):
@@ -257,7 +258,7 @@ def mug(rng: np.random.Generator) -> list[Part]:
 
 
 def snowman(rng: np.random.Generator) -> list[Part]:
-    snow, scarf, hat = hsv(0.58, 0.07, 0.98), hsv(rng.random(), 0.75, 0.85), hsv(rng.random(), 0.5, 0.3)
+    snow, scarf, hat = hsv(rng.random(), rng.uniform(0.02, 0.2), 0.98), hsv(rng.random(), 0.75, 0.85), hsv(rng.random(), 0.5, 0.3)
     head, head_half = (0, -0.17, 0), (0.15, 0.14, 0.14)
     button = [ball(in_front((0, 0.17, 0), (0.235, 0.215, 0.21), 0, y, -0.005), 0.02, BLACK) for y in (-0.08, 0.0, 0.08)]
     smile = (Decal("smile", 0, 0.02, 0.07, 0.06, BLACK), Decal("ellipse", -0.085, 0.03, 0.025, 0.018, PINK), Decal("ellipse", 0.085, 0.03, 0.025, 0.018, PINK))
@@ -276,11 +277,12 @@ def snowman(rng: np.random.Generator) -> list[Part]:
 
 
 def mushroom(rng: np.random.Generator) -> list[Part]:
-    cap = hsv(rng.choice([0.0, 0.93, 0.62, 0.08]) + rng.uniform(-0.02, 0.02), 0.72, 0.88)
-    stem = hsv(0.11, 0.1, 0.98)
+    cap = hsv(rng.random(), rng.uniform(0.55, 0.8), rng.uniform(0.7, 0.92))
+    stem = hsv(rng.uniform(0.05, 0.16), rng.uniform(0.05, 0.25), 0.98)
     center, half = (0, 0.16, 0), (0.18, 0.25, 0.165)
     dots = [Decal("ellipse", x, y, r, 0.8 * r, WHITE) for x, y, r in ((0, -0.11, 0.065), (-0.18, -0.02, 0.055), (0.19, -0.03, 0.055), (0.02, 0.05, 0.04), (-0.1, -0.17, 0.03), (0.12, -0.16, 0.03))]
     face = (Decal("smile", 0, 0.02, 0.05, 0.05, (0.6, 0.2, 0.2)), Decal("ellipse", -0.105, 0.035, 0.032, 0.022, PINK), Decal("ellipse", 0.105, 0.035, 0.032, 0.022, PINK))
+    dots = [dots[i] for i in rng.permutation(len(dots))[: int(rng.integers(3, 7))]]
     return [
         ball(center, half, stem, "a", decals=face),
         ball((0, -0.17, 0), (0.34, 0.22, 0.31), cap, "b", decals=dots),
@@ -298,13 +300,32 @@ def monster(rng: np.random.Generator) -> list[Part]:
     mouth += [Decal("rect", x, 0.078, 0.02, 0.018, WHITE) for x in (-0.06, 0.0, 0.06)]
     spot = in_front(center, half, 0, -0.07, -0.055)
     ring = (Decal("ellipse", 0, 0, 0.075, 0.075, iris), Decal("ellipse", 0, 0, 0.04, 0.04, BLACK), Decal("ellipse", -0.02, -0.025, 0.018, 0.018, WHITE))
-    return [
+    return extra(rng, in_front(center, half, 0, 0.23), (0, -0.2, 0)) + [
         ball(center, half, skin, "a", decals=tuple(mouth)),
         ball(spot, (0.125, 0.125, 0.085), WHITE, decals=ring),
         *pair(tube((0.15, -0.28, 0), (0.045, 0.11, 0.045), hsv(0.12, 0.3, 0.95), "b", rotation(0, 0, 22), 0.02)),
         *pair(ball((0.28, 0.1, -0.03), (0.05, 0.13, 0.055), skin, "b", rotation(-15, 0, -30))),
         *pair(ball((0.12, 0.36, -0.05), (0.085, 0.055, 0.105), dark, "b")),
     ]
+
+
+def extra(rng: np.random.Generator, neck, top) -> list[Part]:
+    """A bow at the neck, a party hat or a flower on the head, or nothing."""
+    color = hsv(rng.random(), 0.75, 0.9)
+    kind = int(rng.integers(4))
+    if kind == 0:
+        x, y, z = neck
+        return [*pair(ball((x + 0.05, y, z), (0.052, 0.036, 0.025), color, rot=rotation(0, 0, -14))), ball((x, y, z - 0.012), 0.02, color)]
+    if kind == 1:
+        x, y, z = top
+        dots = (Decal("ellipse", -0.01, 0.04, 0.016, 0.016, WHITE), Decal("ellipse", 0.03, 0.02, 0.014, 0.014, WHITE))
+        return [tube((x, y - 0.055, z), (0.065, 0.075, 0.065), color, taper=0.05, decals=dots), ball((x, y - 0.135, z), 0.024, WHITE)]
+    if kind == 2:
+        x, y, z = top
+        x, y, z = x + 0.09, y + 0.035, z - 0.1
+        petals = [ball((x + 0.033 * math.cos(a), y + 0.033 * math.sin(a), z), 0.023, color) for a in np.arange(5) * 0.4 * math.pi]
+        return [*petals, ball((x, y, z - 0.015), 0.02, (0.99, 0.83, 0.25))]
+    return []
 
 
 BUILDERS = {

@@ -9,6 +9,7 @@ The look of the fronts is in creatures.py, the solids in shapes.py. GENERATOR_VE
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -61,10 +62,22 @@ def _front(seed: int) -> tuple[str, tuple[Part, ...]]:
     rng = np.random.default_rng([seed, 0])
     name = list(BUILDERS)[int(rng.integers(len(BUILDERS)))]
     parts = BUILDERS[name](rng)
+    wide, tall = rng.uniform(0.88, 1.12, 2)
+    parts = [_stretched(part, wide, tall) for part in parts]
     points = np.concatenate([surface_points(part) for part in parts])
     middle = np.array([0.0, 0.5 * (points[:, 1].min() + points[:, 1].max()), 0.0])
     scale = FRONT_BOUND / np.linalg.norm(points - middle, axis=1).max()
     return name, tuple(_moved(part, scale, -scale * middle) for part in parts)
+
+
+def _stretched(part: Part, wide: float, tall: float) -> Part:
+    """A wider or taller toy. Turned parts keep their proportions: a stretched turned box would be no box."""
+    center = np.asarray(part.center) * (wide, tall, wide)
+    even = math.sqrt(wide * tall)
+    x, y, z = (wide, tall, wide) if np.allclose(part.rotation, np.eye(3)) else (even, even, even)
+    half = tuple(np.multiply(part.half, (x, y, z)).tolist())
+    decals = tuple(replace(d, x=float(d.x * x), a=float(d.a * x), y=float(d.y * y), b=float(d.b * y)) for d in part.decals)
+    return replace(part, center=tuple(center.tolist()), half=half, decals=decals)
 
 
 def _moved(part: Part, scale: float, offset: np.ndarray) -> Part:
