@@ -6,6 +6,7 @@ y down, z forward); K is in pixels, pixel centres at +0.5. Both back ends follow
 
 from __future__ import annotations
 
+import functools
 import logging
 from dataclasses import dataclass, field
 
@@ -77,9 +78,9 @@ def rasterize(
     if eps2d < 0:
         raise ValueError(f"eps2d is a variance in square pixels and cannot be negative, got {eps2d}.")
     background = _checked_background(background, cameras, features)
-    chosen = choose_backend(backend, means)
+    chosen = choose_backend(backend, means) if len(means) else "torch"
     options = {"near": near, "far": far, "eps2d": eps2d, "antialiased": antialiased}
-    draw = raster_gsplat.render if chosen == "gsplat" and len(means) else _render_torch
+    draw = raster_gsplat.render if chosen == "gsplat" else _render_torch
     drawn, alpha, depth, info = draw(means, quats, scales, opacities, features, w2c, K, width, height, **options)
     if background is not None:
         drawn = drawn + (1 - alpha) * background[:, None, None, :]
@@ -89,7 +90,7 @@ def rasterize(
 
 
 def choose_backend(backend: str, like: Tensor) -> str:
-    """ "torch" or "gsplat" for tensors like this one.
+    """Resolve "auto": "torch" or "gsplat" for tensors like this one.
 
     Raises ValueError for an unknown name or tensors gsplat cannot take, RuntimeError where gsplat does not work.
     """
@@ -102,7 +103,7 @@ def choose_backend(backend: str, like: Tensor) -> str:
             return "torch"
         usable, sentence = gsplat_status()
         if not usable:
-            logging.getLogger(__name__).warning("%s The slower torch rasteriser is used instead.", sentence)
+            _warn_once(sentence)
         return "gsplat" if usable else "torch"
     usable, sentence = gsplat_status()
     if not usable:
@@ -112,6 +113,11 @@ def choose_backend(backend: str, like: Tensor) -> str:
     if like.dtype != torch.float32:
         raise ValueError(f"gsplat draws in float32 only but the Gaussians are {like.dtype}; use the torch back end.")
     return "gsplat"
+
+
+@functools.lru_cache(maxsize=1)
+def _warn_once(sentence: str) -> None:
+    logging.getLogger(__name__).warning("%s The slower torch rasteriser is used instead.", sentence)
 
 
 def _render_torch(means, quats, scales, opacities, features, w2c, K, width, height, *, near, far, eps2d, antialiased):
@@ -155,6 +161,10 @@ def _checked_gaussians(*tensors: Tensor) -> tuple[Tensor, ...]:
             raise ValueError(f"{name} is on {tensor.device} but means on {means.device}; move them to one device.")
         if not torch.isfinite(tensor).all():
             raise ValueError(f"{name} contain NaN or infinity; check what made the splat.")
+    if p and (tensors[2] < 0).any():
+        raise ValueError("scales are standard deviations and cannot be negative; pass exp() of log scales.")
+    if p and (tensors[3].amin() < 0 or tensors[3].amax() > 1):
+        raise ValueError("opacities must lie in [0,1]; pass sigmoid() of logits.")
     return tuple(_usable(t) for t in tensors)
 
 
@@ -175,18 +185,15 @@ def _checked_background(background: Tensor | None, cameras: int, features: Tenso
     if background is None:
         return None
     d = features.shape[-1]
-    background = torch.as_tensor(background)
+    background = torch.as_tensor(background, dtype=features.dtype, device=features.device)
     if tuple(background.shape) not in ((d,), (cameras, d)):
         raise ValueError(
             f"background should have shape ({d},) or ({cameras},{d}) like the features, got {tuple(background.shape)}."
         )
-    return _usable(background.to(features)).expand(cameras, d)
+    return _usable(background).expand(cameras, d)
 
 
 def _usable(tensor: Tensor) -> Tensor:
     """The tensor itself, or a copy where it was made in inference mode and autograd is now to record with it."""
-    return (
-        tensor.clone()
-        if tensor.is_inference() and torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
-        else tensor
-    )
+    records = torch.is_grad_enabled() and not torch.is_inference_mode_enabled()
+    return tensor.clone() if records and tensor.is_inference() else tensor

@@ -131,7 +131,7 @@ def pair_coefficients(local: Tensor) -> Tensor:
 
 
 def parameter_gradients(local: Tensor, moments: Tensor) -> Tensor:
-    """Moments (M,6) of d loss / d log alpha about the tile's centre -> (M,6): d/d mean x, y, conic xx, xy, yy, log opacity.
+    """Moments (M,6) of d loss / d log alpha on pixel_basis -> gradients (M,6), in the order of `local`.
 
     With X = mean - pixel, sigma = (xx X^2 + yy Y^2) / 2 + xy X Y, so every derivative is a moment of X and Y.
     """

@@ -134,6 +134,8 @@ def _draw(lists: TileLists, table: Tensor, keep: bool) -> tuple[Tensor, list[_Bl
     block_size = max(1, (BLOCK_CPU if table.device.type == "cpu" else BLOCK_GPU) // (SEGMENT * PIXELS))
     kept_bytes = 0
     blocks = []
+    if not filled:  # split would give one empty block
+        return out, blocks
     for tiles, count in zip(order[:filled].split(block_size), counts[:filled].split(block_size), strict=True):
         block = _Block(tiles, [])
         drawn = out.new_zeros(len(tiles), *out.shape[1:])
