@@ -20,10 +20,13 @@ import time
 import venv
 from pathlib import Path
 
+from scripts.browser_session import find_browser
+
 ROOT = Path(__file__).resolve().parent
 ENVIRONMENT = ROOT / ".venv"
 BOOTSTRAP = ROOT / ".host" / "bootstrap"
 GROUPS = {"demo": ["host"], "test": ["host", "test"]}
+BROWSER_GROUP = "browser"  # QtWebEngine, only where the machine has no browser for the browser tests
 NEEDED_GB = 7.0
 WHAT_FOR = {
     "demo": "The demo itself takes at most 6 minutes on 2 CPU cores.",
@@ -121,7 +124,8 @@ def install(command: str) -> None:
         shutil.rmtree(ENVIRONMENT)
     unfinished = ENVIRONMENT / ".installing"
     repair = ["--reinstall"] if unfinished.exists() else []
-    groups = [word for group in GROUPS[command] for word in ("--group", group)]
+    names = GROUPS[command] + ([BROWSER_GROUP] if command == "test" and not find_browser() else [])
+    groups = [word for group in names for word in ("--group", group)]
     # --inexact: what another command or the developer has added to .venv stays.
     sync = [*uv, "sync", "--inexact", "--no-install-project", "--python", sys.executable, *repair, *groups]
     if fresh:

@@ -101,22 +101,48 @@ def _node_problems(node: dict, object_info: dict) -> str | None:
         missing = [name for name in names if "!" not in name and name not in values]
         return f"{label}: widgets_values lacks {missing}" if missing else None
     count = len(values or [])
-    if count != len(names):
+    # A host newer than the file may have grown widgets: the front end gives those their defaults, so do we. For a node
+    # of this repository the file is of the same version and must be complete.
+    if count > len(names) or (count < len(names) and (is_ours(node) or _without_default(names[count:], definition))):
         return f"{label}: {count} widget values, but the node has {len(names)}: {names}"
     known = {name for name, _, _ in _inputs(definition)}
     unknown = [i["name"] for i in node.get("inputs") or [] if i["name"] not in known]
     if unknown:
         return f"{label}: inputs {unknown} do not exist on the host's node, which has {sorted(known)}"
-    if len(node.get("outputs") or []) != len(definition["output"]):
-        return f"{label}: {len(node.get('outputs') or [])} outputs, but the node has {len(definition['output'])}"
+    saved, real = len(node.get("outputs") or []), len(definition["output"])
+    if saved > real or (saved < real and is_ours(node)):
+        return f"{label}: {saved} outputs, but the node has {real}"
     return None
+
+
+def is_ours(node: dict) -> bool:
+    return node["type"].startswith("MV")
+
+
+def _defaults(definition: dict) -> dict:
+    """Widget name -> the value the front end starts with, where there is one."""
+    found = {}
+    for name, kind, options in _inputs(definition):
+        if "default" in options:
+            found[name] = options["default"]
+        elif isinstance(kind, list) and kind:
+            found[name] = kind[0]
+        elif options.get("options"):
+            found[name] = options["options"][0]
+    return found
+
+
+def _without_default(names: list[str], definition: dict) -> list[str]:
+    return [name for name in names if "!" not in name and name not in _defaults(definition)]
 
 
 def _widget_values(node: dict, definition: dict) -> dict:
     values = node.get("widgets_values") or []
     names = widget_names(definition)
-    pairs = values.items() if isinstance(values, dict) else zip(names, values, strict=True)
-    return {name: value for name, value in pairs if "!" not in name and name in names}
+    # Shorter lists were accepted by _node_problems: the rest has defaults.
+    given = values if isinstance(values, dict) else dict(zip(names, values, strict=False))
+    merged = {**_defaults(definition), **given}
+    return {name: merged[name] for name in names if "!" not in name}
 
 
 def _prompt_inputs(node: dict, definition: dict, graph: _Graph) -> dict:

@@ -162,4 +162,4 @@ def test_a_host_that_dies_while_running_is_told(host_factory):
     with pytest.raises(HostError, match="comfyui.log"):
         comfy.run({"1": node("TestWait", steps=100000, salt=6)}, timeout=60)
     timer.join()
-    assert not comfy.alive()
+    comfy.process.wait(timeout=30)
