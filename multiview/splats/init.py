@@ -43,7 +43,7 @@ def initial_gaussians(
 ) -> Gaussians:
     """`points` Gaussians (about as many for "hull") with colours, on the device of the views.
 
-    center: a ball of 5 % of the scene's radius around the centre, as IM-3D begins. sphere: uniform in the scene's
+    center: a ball of a quarter of the scene's radius around its centre, as IM-3D begins. sphere: uniform in the scene's
     sphere. hull: on the surface of the visual hull, coloured by the views that see it; falls back to sphere where
     the masks have no common inside. generator: CPU.
     """
@@ -55,7 +55,7 @@ def initial_gaussians(
     if found is not None:
         means, colors, spacing = found
         return _round_gaussians(means, colors, spacing, 0.7)
-    ball = radius * (0.05 if method == "center" else 0.8)
+    ball = radius * (0.25 if method == "center" else 0.8)
     directions = F.normalize(torch.randn(points, 3, generator=generator), dim=1)
     means = center.cpu() + directions * ball * torch.rand(points, 1, generator=generator) ** (1 / 3)
     inside = views.masks > 0.5

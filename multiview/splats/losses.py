@@ -124,11 +124,21 @@ def _halve(planes: Tensor) -> Tensor:
 
 def _ssim_maps(a: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
     """Luminance and contrast-structure maps (N,3,H-10,W-10) of planes (N,3,H,W)."""
-    from kornia.filters import filter2d_separable, get_gaussian_kernel1d
+    down, across = (_window_matrix(side, a) for side in a.shape[2:])
 
-    kernel = get_gaussian_kernel1d(WINDOW, SIGMA, device=a.device, dtype=a.dtype)
-    stacked = torch.cat([a, b, a * a, b * b, a * b])
-    mean_a, mean_b, aa, bb, ab = filter2d_separable(stacked, kernel, kernel, padding="valid").chunk(5)
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a.square() + mean_b.square() + C1)
-    var_a, var_b, cov = aa - mean_a.square(), bb - mean_b.square(), ab - mean_a * mean_b
-    return luminance, (2 * cov + C2) / (var_a + var_b + C2)
+    def blur(planes: Tensor) -> Tensor:
+        # The window is separable: two matrix products, which on a CPU take half the time of a convolution.
+        return down @ planes @ across.T
+
+    mean_a, mean_b = blur(a), blur(b)
+    mean_ab, mean_aa_bb = mean_a * mean_b, mean_a.square() + mean_b.square()
+    luminance = (2 * mean_ab + C1) / (mean_aa_bb + C1)
+    contrast = (2 * (blur(a * b) - mean_ab) + C2) / (blur(a * a + b * b) - mean_aa_bb + C2)
+    return luminance, contrast
+
+
+def _window_matrix(side: int, like: Tensor) -> Tensor:
+    """(side-10, side): each row is the Gaussian window, one pixel further along."""
+    offsets = torch.arange(side) - torch.arange(side - WINDOW + 1)[:, None] - WINDOW // 2
+    window = torch.where(offsets.abs() <= WINDOW // 2, torch.exp(-offsets.double().square() / (2 * SIGMA**2)), 0.0)
+    return (window / window.sum(1, keepdim=True)).to(like)
