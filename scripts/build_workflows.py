@@ -1,0 +1,318 @@
+"""Writes workflows/*.json. The graphs are described here, in Python; the files are never edited by hand.
+
+    python scripts/build_workflows.py            write them
+    python scripts/build_workflows.py --check    exit 1 when a file differs from its description or the nodes changed
+
+Both start ComfyUI (see comfy_host) and ask it for its node definitions.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from comfy_host import ComfyHost
+from workflow_graph import Graph, Slot
+
+WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
+GREEN, BLUE, PURPLE, BROWN = "#3f6f4a", "#3f789e", "#6b4f8f", "#8a6642"
+DEMO_MINUTES = 3
+PICTURE, WIDE_PICTURE, WIDE = 280, 480, 900
+
+
+# --- parts that several workflows share -------------------------------------------------------------------------------
+
+
+def turntable(graph: Graph, splat: Slot, prefix: str, size: int, elevation, radius: float, fov: float) -> None:
+    """Once round the splat as an animation. elevation: a number or the slot of one."""
+    with graph.group("Turntable", PURPLE):
+        orbit = graph.node(
+            "MVOrbitCameras", "Cameras of the turntable", preset="custom orbit", views=48, preset_elevation=False,
+            elevation=elevation, radius=radius, fov=fov,
+        )  # fmt: skip
+        render = graph.node(
+            "MVGaussianRender", "Render the turntable", splat=splat, cameras=orbit["cameras"], width=size, height=size
+        )
+        graph.column()
+        graph.node(
+            "SaveAnimatedWEBP", "Save the turntable", images=render["images"], filename_prefix=f"{prefix}/turntable",
+            fps=16.0, lossless=False, quality=85,
+        ).shows(360, 380)  # fmt: skip
+
+
+def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, **settings):
+    """The splat of the views, and its file."""
+    with graph.group("Splat", GREEN):
+        fit = graph.node("MVGaussianReconstruct", "Fit the splat", images=views, cameras=cameras, **settings).shows(PICTURE)
+        graph.column()
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=fit["splat"], filename_prefix=f"{prefix}/splat")
+        graph.node("PreviewAny", "What the fit reports", source=fit["report"]).shows(120)
+        graph.node("PreviewImage", "How the losses fell", images=fit["loss_curve"]).shows(PICTURE, 400)
+    return fit
+
+
+def contact_sheet(graph: Graph, prefix: str, cameras: Slot, columns: int, rows: dict[str, Slot]) -> None:
+    names = ("views", "second", "third", "fourth")
+    values = {}
+    for name, (title, pictures) in zip(names, rows.items(), strict=False):
+        values |= {name: pictures, f"{name}_title": title}
+    sheet = graph.node("MVContactSheet", "Views side by side", columns=columns, cameras=cameras, **values)
+    sheet.shows(WIDE_PICTURE, WIDE)
+    graph.column()
+    graph.node(
+        "SaveImage", "Save the contact sheet", images=sheet["sheet"], filename_prefix=f"{prefix}/contact_sheet"
+    ).shows(PICTURE, 400)
+    graph.node("MVCamerasPreview", "Where the cameras stand", cameras=cameras).shows(PICTURE, 520)
+
+
+def numbers(graph: Graph, title: str, views: Slot, reference: Slot, cameras: Slot) -> None:
+    table = graph.node(
+        "MVCompareViews", title[0].upper() + title[1:], views=views, reference=reference, cameras=cameras, title=title
+    )
+    graph.node("PreviewAny", "In numbers", source=table["table"]).shows(330, 400)
+
+
+# --- the demo -----------------------------------------------------------------------------------------------------
+
+DEMO_NOTE = """
+## One picture to 16 views to a splat, without any download
+
+Press **Run**. On two CPU cores it takes about {minutes} minutes; the first run also draws the demo model's toys.
+
+1. **Input**: *Demo Object* draws a toy and its picture from the front. All other views of it are known, so the result can be
+   measured. *Load Demo Model* is a real diffusion model, but computed instead of trained: it knows a few toys, and several
+   backs for each front.
+2. **Views**: an ordinary KSampler turns noise into 16 views around the toy.
+3. **Splat**: Gaussians are fitted to the views and saved as a `.ply` that 3D viewers open; then a turntable.
+4. **Look** and **Measure**: rows *views*, *truth* (the toy that the views show best) and *splat*.
+
+**Try**: *kappa* 0 in *Load Demo Model*: every view is on its own and they contradict each other, as real models' views do. The
+splat turns to mush. *front_bias* 0.5 gives second faces.
+
+With your own SV3D checkpoint: workflow *sv3d_image_to_splat*.
+"""
+
+
+def image_to_splat_demo(graph: Graph) -> None:
+    prefix = "multiview/demo"
+    with graph.group("Read me", BROWN):
+        graph.note(DEMO_NOTE.format(minutes=DEMO_MINUTES), (460, 520))
+    with graph.group("1 Input", BLUE):
+        seed = graph.node("PrimitiveInt", "Which toy", value=3)["INT"]
+        toy = graph.node("MVDemoObject", seed=seed, size=128)
+        graph.node("PreviewImage", "The input picture", images=toy["image"]).shows(200)
+        graph.column()
+        model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, cameras=toy["cameras"])
+    cameras = model["cameras"]
+    with graph.group("2 Views", BLUE):
+        conditioning = graph.node(
+            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=128, height=128
+        )
+        sampled = graph.node(
+            "KSampler", "Make the views", model=model["model"], positive=conditioning["positive"],
+            negative=conditioning["negative"], latent_image=conditioning["latent"], seed=0, steps=30, cfg=1.0,
+            sampler_name="euler", scheduler="karras",
+        )  # fmt: skip
+        views = graph.node("VAEDecode", samples=sampled["LATENT"], vae=model["vae"])["IMAGE"]
+    fit = fitted(graph, views, cameras, prefix)
+    turntable(graph, fit["splat"], prefix, 256, 15.0, 1.5, 49.13)
+    graph.row()
+    with graph.group("Look", BROWN):
+        judged = graph.node("MVDemoJudge", "Which toy is it?", model=model["model"], views=views)
+        graph.node("PreviewAny", "The verdict", source=judged["report"]).shows(200, 400)
+        graph.column()
+        contact_sheet(graph, prefix, cameras, 8, {"views": views, "truth": judged["truth"], "splat": fit["renders"]})
+    with graph.group("Measure", BROWN):
+        numbers(graph, "views against the truth", views, judged["truth"], cameras)
+        graph.column()
+        numbers(graph, "splat against its views", fit["renders"], views, cameras)
+        graph.column()
+        numbers(graph, "splat against the truth", fit["renders"], judged["truth"], cameras)
+
+
+# --- a real SV3D checkpoint -------------------------------------------------------------------------------------------
+
+SV3D_NOTE = """
+## One picture to 21 views to a splat, with SV3D
+
+**You need** `sv3d_p.safetensors` in `ComfyUI/models/checkpoints` (huggingface.co/stabilityai/sv3d; mind its licence) and about
+10 GB of graphics memory.
+
+1. Choose your picture: **one object, centred, filling about two thirds of the frame**. Transparent parts are painted white.
+2. Set the *elevation*: how many degrees the picture looks down on the object (0 = from the side).
+3. Run. You get the views, the splat as a `.ply` that 3D viewers open, its renders under the views, and a turntable.
+
+{cameras}
+
+**The splat is mush?** Compare the rows *views* and *splat* of the contact sheet. Views that contradict each other cannot be
+fitted: try another seed or elevation.
+"""
+SV3D_COMFYUI = """This version uses ComfyUI's own *SV3D_Conditioning*. That node spreads the views over 0 to 360 degrees, first
+and last the same, and the fit uses the same cameras (preset *sv3d_comfyui*). SV3D was trained on another table: see the workflow
+*sv3d_stability_cameras_to_splat*."""
+SV3D_STABILITY = """This version feeds SV3D the orbit it was trained on: steps of 360/21 degrees, your picture is the **last**
+view. *Orbit View Conditioning* and the fit share one set of cameras (preset *sv3d_stability*), so they cannot disagree."""
+
+
+def white_background(graph: Graph) -> Slot:
+    picture = graph.node("LoadImage", "Your picture", image="example.png").shows(PICTURE)
+    white = graph.node("EmptyImage", "White", width=576, height=576, color=0xFFFFFF)
+    return graph.node(
+        "ImageCompositeMasked", "Transparent parts become white", destination=picture["IMAGE"], source=white["IMAGE"],
+        mask=picture["MASK"], resize_source=True,
+    )["IMAGE"]  # fmt: skip
+
+
+def sv3d_sampled(graph: Graph, loader, conditioning) -> Slot:
+    """SV3D's own guidance runs from 1 at the input view to 2.5 behind it and back."""
+    guided = graph.node("VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=loader["MODEL"], min_cfg=1.0)
+    sampled = graph.node(
+        "KSampler", "Make the views", model=guided["MODEL"], positive=conditioning["positive"],
+        negative=conditioning["negative"], latent_image=conditioning["latent"], seed=0, steps=30, cfg=2.5,
+        sampler_name="euler", scheduler="karras",
+    )  # fmt: skip
+    return graph.node("VAEDecode", samples=sampled["LATENT"], vae=loader["VAE"])["IMAGE"]
+
+
+def sv3d_results(graph: Graph, prefix: str, views: Slot, cameras: Slot, elevation) -> None:
+    fit = fitted(graph, views, cameras, prefix, iterations=1000, points=5000, max_points=50000)
+    turntable(graph, fit["splat"], prefix, 512, elevation, 2.0, 33.8)
+    graph.row()
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
+    with graph.group("Measure", BROWN):
+        numbers(graph, "splat against its views", fit["renders"], views, cameras)
+
+
+def sv3d_image_to_splat(graph: Graph) -> None:
+    prefix = "multiview/sv3d"
+    with graph.group("Read me", BROWN):
+        graph.note(SV3D_NOTE.format(cameras=SV3D_COMFYUI), (460, 640))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        count = graph.node("PrimitiveInt", "Number of views", value=21)["INT"]
+    with graph.group("Views", BLUE):
+        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras that SV3D_Conditioning feeds", preset="sv3d_comfyui", views=count,
+            preset_elevation=False, elevation=elevation,
+        )  # fmt: skip
+        graph.column()
+        conditioning = graph.node(
+            "SV3D_Conditioning", clip_vision=loader["CLIP_VISION"], init_image=picture, vae=loader["VAE"], width=576,
+            height=576, video_frames=count, elevation=elevation,
+        )  # fmt: skip
+        views = sv3d_sampled(graph, loader, conditioning)
+    sv3d_results(graph, prefix, views, cameras["cameras"], elevation)
+
+
+def sv3d_stability_cameras_to_splat(graph: Graph) -> None:
+    prefix = "multiview/sv3d_stability"
+    with graph.group("Read me", BROWN):
+        graph.note(SV3D_NOTE.format(cameras=SV3D_STABILITY), (460, 640))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+    with graph.group("Views", BLUE):
+        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
+            elevation=elevation,
+        )  # fmt: skip
+        graph.column()
+        conditioning = graph.node(
+            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras["cameras"], width=576, height=576,
+            clip_vision=loader["CLIP_VISION"],
+        )  # fmt: skip
+        views = sv3d_sampled(graph, loader, conditioning)
+    sv3d_results(graph, prefix, views, cameras["cameras"], elevation)
+
+
+# --- splat files ------------------------------------------------------------------------------------------------------
+
+FILES_NOTE = """
+## Splat files and cameras
+
+Loads a splat and looks at it from two places.
+
+1. Run *image_to_splat_demo* first: it saves the file that is loaded here. Or choose another `.ply`: everything in ComfyUI's
+   *input* folder and what was saved to *output* is listed (reload the page after adding files).
+2. Above: an orbit of your own, as colour, depth and world coordinates.
+3. Below: one of these cameras becomes a ComfyUI 3D camera, and comes back. In between you can put a **Load 3D** node: turn the
+   object there with the mouse and feed its *camera_info* to *Camera from Load3D Camera*.
+"""
+
+
+def splat_files_and_cameras(graph: Graph) -> None:
+    prefix = "multiview/files"
+    with graph.group("Read me", BROWN):
+        graph.note(FILES_NOTE, (420, 420))
+    with graph.group("Load and save", GREEN):
+        splat = graph.node("MVLoadSplat", "Load the splat", file="multiview/demo/splat_00001_.ply [output]")["splat"]
+        graph.node("MVSaveSplat", "Save it again", splat=splat, filename_prefix=f"{prefix}/copy")
+    with graph.group("From an orbit", BLUE):
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras", preset="custom orbit", views=8, preset_elevation=False, elevation=30.0, radius=1.5
+        )["cameras"]
+        graph.node("MVCamerasPreview", "Where the cameras stand", cameras=cameras).shows(PICTURE, 520)
+        graph.column()
+        render = graph.node("MVGaussianRender", "Render", splat=splat, cameras=cameras, width=256, height=256)
+        graph.node(
+            "MVContactSheet", "Colour, world coordinates, depth", columns=8, cameras=cameras, views=render["images"],
+            views_title="colour", second=render["coordinates"], second_title="coordinates", third=render["depth_picture"],
+            third_title="depth",
+        ).shows(PICTURE, WIDE)  # fmt: skip
+    with graph.group("From ComfyUI's 3D camera", PURPLE):
+        chosen = graph.node("MVCameraToLoad3D", "View 1 as a 3D camera", cameras=cameras, view=1)
+        camera = graph.node("MVCameraFromLoad3D", "... and back", camera_info=chosen["camera_info"])
+        graph.column()
+        view = graph.node("MVGaussianRender", "Render", splat=splat, cameras=camera["cameras"], width=512, height=512)
+        graph.node("SaveImage", images=view["images"], filename_prefix=f"{prefix}/view").shows(360, 400)
+
+
+DESCRIPTIONS = [image_to_splat_demo, sv3d_image_to_splat, sv3d_stability_cameras_to_splat, splat_files_and_cameras]
+
+
+# --- writing and checking ---------------------------------------------------------------------------------------------
+
+
+def build_all(object_info: dict) -> dict[str, str]:
+    """File name -> text of every workflow, for the nodes that a host has."""
+    texts = {}
+    for describe in DESCRIPTIONS:
+        graph = Graph(describe.__name__, object_info)
+        describe(graph)
+        texts[f"{describe.__name__}.json"] = json.dumps(graph.to_json(), indent=1) + "\n"
+    return texts
+
+
+def outdated(object_info: dict) -> list[str]:
+    """Names of the files in workflows/ that are missing or differ from their description."""
+    found = []
+    for name, text in build_all(object_info).items():
+        path = WORKFLOWS / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            found.append(name)
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="only say whether the files are up to date")
+    arguments = parser.parse_args()
+    with ComfyHost() as host:
+        object_info = host.object_info()
+    old = outdated(object_info)
+    if arguments.check:
+        print("out of date: " + ", ".join(old) if old else "all workflows are up to date")
+        return 1 if old else 0
+    for name, text in build_all(object_info).items():
+        (WORKFLOWS / name).write_text(text, encoding="utf-8", newline="\n")
+    print("written: " + ", ".join(old) if old else "nothing has changed")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
