@@ -234,7 +234,8 @@ class _Fit:
         rates = {"means": c.lr_means * self.radius, "scales": c.lr_scales, "quats": c.lr_quats}
         rates |= {"opacities": c.lr_opacities, "sh0": c.lr_sh, "shN": c.lr_sh / 20}
         # One optimiser each, as DefaultStrategy wants them. eps: gradients of a mean over pixels are tiny.
-        return {k: torch.optim.Adam([p], lr=rates[k], eps=1e-15, fused=True) for k, p in self.params.items()}
+        fused = self.device.type == "cuda"
+        return {k: torch.optim.Adam([p], lr=rates[k], eps=1e-15, fused=fused) for k, p in self.params.items()}
 
 
 class _Level:
