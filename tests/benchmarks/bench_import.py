@@ -39,13 +39,15 @@ def probe(comfyui: Path) -> dict:
 def main() -> None:
     comfyui = comfy_host().find_comfyui()
     runs = [probe(comfyui) for _ in range(int(sys.argv[1]) if len(sys.argv) > 1 else 7)]
-    seconds = [run["seconds"] for run in runs]
     print(f"host {comfyui}")
     print(f"pack import: {runs[0]['nodes']} nodes, {len(runs[0]['modules'])} modules beyond the host's own")
-    print(
-        f"median {statistics.median(seconds):.3f} s of {len(seconds)} processes "
-        f"(min {min(seconds):.3f}, max {max(seconds):.3f}); goal < 0.3 s"
-    )
+    for name, key in (("wall", "seconds"), ("CPU", "cpu_seconds")):
+        values = [run[key] for run in runs]
+        print(
+            f"{name} time: median {statistics.median(values):.3f} s of {len(values)} processes "
+            f"(min {min(values):.3f}, max {max(values):.3f})"
+        )
+    print("goal: median < 0.3 s (wall time on an idle machine)")
 
 
 if __name__ == "__main__":
