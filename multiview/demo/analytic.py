@@ -1,13 +1,13 @@
 """The Bayes-optimal denoiser of a bank of objects, made local: a multi-view diffusion model that needs no training.
 
-For noisy views x_j = z_j + sigma_j * noise of an unknown bank member, the best guess at pixel u of view i is the mean of the
-members' pixels under their posterior. Two relaxations make it err as trained networks do (shared design, section 6.1):
+For noisy views x_j = z_j + sigma_j * noise of an unknown bank member, the best guess at pixel u of view i is the mean
+of the members' pixels under their posterior. Two relaxations make it err as trained networks do:
 - each pixel judges by a window x window box around itself only (a convolutional network sees no further);
 - other views count kappa times (0 = views are drawn independently of each other, 1 = exact coupling).
 And a front bias lets every view but the input view show the front picture instead: a second face.
 
-Data are in [-1,1]. With S_k(j,u) = sum over channels and the box around u (clipped at the borders) of (x_j - z_kj)^2, and
-F_k the same against the member's front picture, the log weights of a member's own and front picture at u in view i are
+Data are in [-1,1]. With S_k(j,u) = sum over channels and the box around u (clipped at the borders) of (x_j - z_kj)^2,
+and F_k the same against the member's front picture, the log weights of its own and front picture at u in view i are
     own:   log p(ref|k) + log(1-b) - S_k(i,u)/(2 s_i^2) + kappa * sum over j != i of L_k(j,u)
     front: log p(ref|k) + log(b)   - F_k(i,u)/(2 s_i^2) + kappa * sum over j != i of L_k(j,u)
     L_k(j,u) = log[(1-b) exp(-S_k(j,u)/(2 s_j^2)) + b exp(-F_k(j,u)/(2 s_j^2))]     (b = 0 in the input view)
@@ -25,9 +25,9 @@ from torch.nn.functional import interpolate, softplus
 
 from .bank import Bank
 
-# Weights below exp(-60) of the largest vanish in float32 sums (2^-24) even with a million members: leaving them out is exact.
+# Weights below exp(-60) of the largest vanish in float32 sums, even with a million members: skipping them is exact.
 NEGLIGIBLE = 60.0
-# p(ref|k) is cut to zero this far (in nats) below the best match, so that a family that is not the reference's has no part.
+# p(ref|k) is cut to zero this far (in nats) below the best match, so that other families have no part.
 REFERENCE_CUTOFF = 200.0
 NEVER = -1e30
 HUGE = 1e30
@@ -41,8 +41,9 @@ class AnalyticOptions:
     """How local and how biased the model is.
 
     window: side of the box in pixels that a pixel judges by (2 * (window // 2) + 1 is used); 0 or at least
-        2 * max(H, W) - 1 means the whole picture. kappa: weight of the other views, >= 0. front_bias: prior b in [0,1) that a
-        view shows the front picture. reference_sigma: width of p(ref|k) = exp(-|ref - reference_k|^2 / (2 reference_sigma^2)).
+        2 * max(H, W) - 1 means the whole picture.
+    kappa: weight of the other views, >= 0. front_bias: prior b in [0,1) that a view shows the front picture.
+    reference_sigma: width of p(ref|k) = exp(-|ref - reference_k|^2 / (2 reference_sigma^2)).
     """
 
     window: int = 0
@@ -78,10 +79,13 @@ class AnalyticModel:
         _, self.front_of = _unique_pictures(bank.references)
         self._prepared: tuple | None = None
 
-    def denoise(self, x: Tensor, sigma: Tensor | float, reference: Tensor | None = None, coupled: Tensor | None = None) -> Tensor:
+    def denoise(
+        self, x: Tensor, sigma: Tensor | float, reference: Tensor | None = None, coupled: Tensor | None = None
+    ) -> Tensor:
         """Posterior mean of the clean views.
 
-        x: (N,3,H,W) noisy views, data range [-1,1] plus sigma times unit noise. sigma: number or (N,), >= 0, inf allowed.
+        x: (N,3,H,W) noisy views, data range [-1,1] plus sigma times unit noise.
+        sigma: number or (N,), >= 0, inf allowed.
         reference: (3,H,W) or (1,3,H,W) in [-1,1], the input picture; None drops it (all members equally likely).
         coupled: (N,) bool, False where a view must not see the others: their term is dropped for that view. What it
         lends to the views that are coupled stays. None = all coupled.
@@ -96,7 +100,9 @@ class AnalyticModel:
         sigma = torch.as_tensor(sigma, dtype=torch.float32, device=x.device).expand(n)
         if not bool((sigma >= 0).all()):
             raise ValueError("sigma must be 0 or more in every view, without NaN.")
-        coupled = torch.ones(n, dtype=torch.bool, device=x.device) if coupled is None else coupled.to(x.device, torch.bool)
+        if coupled is None:
+            coupled = torch.ones(n, dtype=torch.bool)
+        coupled = coupled.to(x.device, torch.bool)
         if coupled.shape != (n,):
             raise ValueError(f"coupled must hold one flag for each of the {n} views, got shape {tuple(coupled.shape)}.")
         views, fronts = self._pictures(x)
@@ -106,11 +112,13 @@ class AnalyticModel:
         allowed = torch.ones(n, dtype=torch.bool, device=x.device)
         if self.bank.cameras.input_view is not None:
             allowed[self.bank.cameras.input_view] = False
-        own, front = _log_weights(x.float(), sigma, views, fronts, front_of, log_prior, alive, allowed, coupled, self.options)
+        own, front = _log_weights(
+            x.float(), sigma, views, fronts, front_of, log_prior, alive, allowed, coupled, self.options
+        )
         return _mix(own, front, views, fronts, [front_of[k] for k in alive], alive).to(x.dtype)
 
     def log_prior(self, reference: Tensor | None, fronts: Tensor | None = None) -> Tensor:
-        """(K,) log p(ref|k), the best 0, -inf beyond the cutoff; zeros without a reference. fronts: as _pictures gives them."""
+        """(K,) log p(ref|k), the best 0, -inf beyond the cutoff; zeros without a reference."""
         if reference is None:
             return torch.zeros(len(self.bank))
         reference = reference[None] if reference.ndim == 3 else reference
@@ -120,7 +128,8 @@ class AnalyticModel:
             _, fronts = self._pictures(reference)
         if reference.shape[2:] != fronts.shape[2:]:
             raise ValueError(
-                f"The reference is {tuple(reference.shape[2:])} but the views are {tuple(fronts.shape[2:])} pixels; resize it first."
+                f"The reference is {tuple(reference.shape[2:])} but the views are {tuple(fronts.shape[2:])} pixels; "
+                "resize it first."
             )
         miss = reference.float().to(fronts.device) - (fronts.float() / 127.5 - 1.0)
         log_p = -miss.square().flatten(1).sum(1) / (2 * self.options.reference_sigma**2)
@@ -161,13 +170,14 @@ def _resized(pictures: Tensor, size: tuple[int, int]) -> Tensor:
 def _factors(x: Tensor, sigma: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """a, b (N,3,H,W) and scale (N,1,1) so that (a - z)(b - z) * scale is a member's energy per pixel, in 0..255 units.
 
-    At small noise a = b = x: the plain squared error, exact where it matters. At large noise all members' errors are huge
-    and nearly equal, and float32 would lose their difference; there it is taken relative to the mean picture c:
+    At small noise a = b = x: the plain squared error, exact where it matters. At large noise all members' errors are
+    huge and nearly equal, and float32 would lose their difference; there it is taken relative to a mean picture c:
     (x - z)^2 - (x - c)^2 = (c - z)(2 x - c - z), which changes all members of a view alike and so no weight.
     """
     finite = torch.isfinite(sigma)
     scale = torch.where(finite, 1.0 / (2.0 * (127.5 * sigma.clamp_min(MIN_SIGMA)) ** 2), 0.0)[:, None, None]
-    x = torch.where(finite[:, None, None, None], (x + 1.0) * 127.5, mean)
+    # Far outside anything sampled, but squares and sums stay finite: an infinity times a 0 of the box would be NaN.
+    x = torch.where(finite[:, None, None, None], ((x + 1.0) * 127.5).clamp(-1e12, 1e12), mean)
     far = (sigma > FAR_SIGMA)[:, None, None, None]
     return torch.where(far, mean, x), torch.where(far, 2 * x - mean, x), scale
 
@@ -185,8 +195,8 @@ def _energy(a: Tensor, b: Tensor, scale: Tensor, picture: Tensor, box) -> Tensor
 def _box_sum(height: int, width: int, radius: int | None, device: torch.device):
     """A function that sums (N,H,W) over boxes clipped at the borders.
 
-    Two products with 0/1 band matrices: sums of at most window^2 terms without the cancellation of running sums, and the
-    time does not depend on the window. In float64 on CUDA, where float32 products may be rounded to TF32.
+    Two products with 0/1 band matrices: sums of at most window^2 terms without the cancellation of running sums, and
+    the time does not depend on the window. In float64 on CUDA, where float32 products may be rounded to TF32.
     """
     if radius is None:
         return lambda e: e.sum(dim=(1, 2), keepdim=True)
@@ -196,7 +206,7 @@ def _box_sum(height: int, width: int, radius: int | None, device: torch.device):
 
 
 def _log_weights(x, sigma, views, fronts, front_of, log_prior, alive, allowed, coupled, options):
-    """Log weights of the own pictures (A,N,h,w) of the members `alive`, and of their front pictures (or None if b = 0)."""
+    """Log weights (A,N,h,w) of the own pictures of the members `alive`, and of their front pictures (None if b = 0)."""
     _, _, height, width = x.shape
     box = _box_sum(height, width, options.radius(height, width), x.device)
     # Any common picture will do; every 7th member suffices for one near the middle of the data.
@@ -207,7 +217,9 @@ def _log_weights(x, sigma, views, fronts, front_of, log_prior, alive, allowed, c
     front_cost = {}
     if options.front_bias > 0:
         used = {front_of[k] for k in alive}
-        front_cost = {f: bias.log().clamp_min(NEVER) - _energy(a, b, scale, fronts[f : f + 1].float(), box) for f in used}
+        front_cost = {
+            f: bias.log().clamp_min(NEVER) - _energy(a, b, scale, fronts[f : f + 1].float(), box) for f in used
+        }
     own, front = [], []
     for k in alive:
         mine = torch.log1p(-bias) - _energy(a, b, scale, views[k].float(), box)
@@ -223,7 +235,9 @@ def _log_weights(x, sigma, views, fronts, front_of, log_prior, alive, allowed, c
     return torch.stack(own), torch.stack(front) if front else None
 
 
-def _mix(own: Tensor, front: Tensor | None, views: Tensor, fronts: Tensor, front_of: list[int], alive: list[int]) -> Tensor:
+def _mix(
+    own: Tensor, front: Tensor | None, views: Tensor, fronts: Tensor, front_of: list[int], alive: list[int]
+) -> Tensor:
     """Weighted mean of pictures, back in [-1,1]; members whose weight vanishes everywhere are skipped."""
     best = own.amax(0) if front is None else torch.maximum(own.amax(0), front.amax(0))
     total = torch.zeros_like(best)

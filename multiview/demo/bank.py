@@ -1,7 +1,7 @@
 """Banks of demo objects: the pictures of some families and variants in every view of some cameras, and their files.
 
-A bank is what the analytic model (analytic.py) believes the world consists of. Its reference pictures are what the input
-view would see from azimuth 0; they are the same for all variants of a family.
+A bank is what the analytic model (analytic.py) believes the world consists of. Its reference pictures are what
+the input view would see from azimuth 0; they are the same for all variants of a family.
 """
 
 from __future__ import annotations
@@ -53,12 +53,15 @@ class Bank:
         """Index of a family's variant; ValueError if the bank has none such."""
         found = ((self.family == family) & (self.variant == variant)).nonzero()
         if len(found) == 0:
-            raise ValueError(f"The bank has {int(self.family.max()) + 1} families of {self.variants} variants, not {family}/{variant}.")
+            raise ValueError(
+                f"The bank has {int(self.family.max()) + 1} families of {self.variants} variants; "
+                f"there is no family {family}, variant {variant}."
+            )
         return int(found[0])
 
 
 def family_seeds(seed: int, families: int) -> list[int]:
-    """make_object seeds of a bank's families: counting up from `seed`, kinds not seen yet first, so that fronts differ well."""
+    """make_object seeds of a bank's families: counting up from `seed`, each of another kind (up to twelve kinds)."""
     chosen, kinds, candidate = [], set(), seed
     while len(chosen) < families:
         kind = make_object(candidate, 0, 1).name
@@ -71,8 +74,15 @@ def family_seeds(seed: int, families: int) -> list[int]:
 
 def bank_key(cameras: Cameras, size: int, families: int, variants: int, seed: int) -> str:
     """16 hex digits that change with anything that changes a bank's pictures, the generator's version included."""
-    what = {"size": int(size), "families": int(families), "variants": int(variants), "seed": int(seed),
-            "generator": GENERATOR_VERSION, "supersample": SUPERSAMPLE, "input_view": cameras.input_view}
+    what = {
+        "size": int(size),
+        "families": int(families),
+        "variants": int(variants),
+        "seed": int(seed),
+        "generator": GENERATOR_VERSION,
+        "supersample": SUPERSAMPLE,
+        "input_view": cameras.input_view,
+    }
     digest = hashlib.sha256(json.dumps(what, sort_keys=True).encode())
     # Rounded, so that a last-bit difference between machines does not build the bank again.
     for tensor in (cameras.c2w, cameras.intrinsics):
@@ -100,7 +110,7 @@ def build_bank(
     """Render families x variants objects in every view, size x size pixels on white.
 
     on_step(i, total) is called before each object and once at the end; what it raises (to cancel) passes through.
-    The reference needs a front view that cannot see a variant's back: elevation -5..35 degrees, radius >= 1.4, else ValueError.
+    ValueError if the front view could see a variant's back: elevation outside -5..35 degrees or radius below 1.4.
     """
     if size < 8 or families < 1 or not 1 <= variants <= MAX_VARIANTS or seed < 0:
         raise ValueError(
@@ -111,8 +121,8 @@ def build_bank(
     elevation, radius = float(front.elevations()[0]), float(front.radii()[0])
     if not -5.01 <= elevation <= 35.01 or radius < 1.399:
         raise ValueError(
-            f"The input view is at elevation {elevation:.1f} and radius {radius:.2f}, from where the demo objects show part of "
-            "their back; use an elevation between -5 and 35 degrees and a radius of at least 1.4."
+            f"The input view is at elevation {elevation:.1f} and radius {radius:.2f}, from where the demo objects "
+            "show part of their back; use an elevation between -5 and 35 degrees and a radius of at least 1.4."
         )
     cameras = cameras.to("cpu")
     total = families * variants
@@ -130,7 +140,9 @@ def build_bank(
         on_step(total, total)
     index = torch.arange(total)
     key = bank_key(cameras, size, families, variants, seed)
-    return Bank(views, references, index // variants, index % variants, torch.tensor(seeds)[index // variants], cameras, key)
+    return Bank(
+        views, references, index // variants, index % variants, torch.tensor(seeds)[index // variants], cameras, key
+    )
 
 
 def to_uint8(image: Tensor) -> Tensor:
@@ -151,8 +163,13 @@ def save_bank(bank: Bank, path: str | Path) -> Path:
     cameras = bank.cameras
     tensors = {name: getattr(bank, name).contiguous() for name in ("views", "references", "family", "variant", "seeds")}
     tensors |= {"c2w": cameras.c2w.contiguous(), "intrinsics": cameras.intrinsics.contiguous()}
-    about = {"kind": FILE_KIND, "key": bank.key, "name": cameras.name, "closed": str(int(cameras.closed)),
-             "input_view": "" if cameras.input_view is None else str(cameras.input_view)}
+    about = {
+        "kind": FILE_KIND,
+        "key": bank.key,
+        "name": cameras.name,
+        "closed": str(int(cameras.closed)),
+        "input_view": "" if cameras.input_view is None else str(cameras.input_view),
+    }
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name + ".", suffix=".part")
     os.close(handle)
     try:
@@ -176,12 +193,20 @@ def load_bank(path: str | Path) -> Bank:
             about = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}
     except (SafetensorError, OSError, ValueError) as error:
-        raise ValueError(f"{path.name} is not a whole safetensors file ({error}); delete it and build the bank again.") from error
+        raise ValueError(
+            f"{path.name} is not a whole safetensors file ({error}); delete it and build the bank again."
+        ) from error
     if about.get("kind") != FILE_KIND:
         raise ValueError(f"{path.name} is a safetensors file but not a demo bank; choose a file that save_bank wrote.")
     _check(path.name, tensors)
     view = about.get("input_view", "")
-    cameras = Cameras(tensors["c2w"], tensors["intrinsics"], about.get("closed") == "1", int(view) if view else None, about.get("name", ""))
+    cameras = Cameras(
+        tensors["c2w"],
+        tensors["intrinsics"],
+        about.get("closed") == "1",
+        int(view) if view else None,
+        about.get("name", ""),
+    )
     parts = (tensors[name] for name in ("views", "references", "family", "variant", "seeds"))
     return Bank(*parts, cameras, about.get("key", ""))
 
@@ -192,8 +217,15 @@ def _check(name: str, tensors: dict[str, Tensor]) -> None:
         raise ValueError(f"{name} lacks {', '.join(missing)}; delete it and build the bank again.")
     wrong = [key for key, dims in _SHAPES.items() if tensors[key].ndim != dims]
     k, n, h, w = (tensors["views"].shape + (0,) * 5)[:4]
-    expected = {"views": (k, n, h, w, 3), "references": (k, h, w, 3), "family": (k,), "variant": (k,), "seeds": (k,),
-                "c2w": (n, 4, 4), "intrinsics": (n, 4)}
+    expected = {
+        "views": (k, n, h, w, 3),
+        "references": (k, h, w, 3),
+        "family": (k,),
+        "variant": (k,),
+        "seeds": (k,),
+        "c2w": (n, 4, 4),
+        "intrinsics": (n, 4),
+    }
     wrong += [key for key, shape in expected.items() if tuple(tensors[key].shape) != shape]
     wrong += [key for key in ("views", "references") if tensors[key].dtype != torch.uint8]
     if wrong:

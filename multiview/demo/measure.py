@@ -1,4 +1,4 @@
-"""What generated views of a demo object show, by comparison with the bank: which object, whether they agree, second faces."""
+"""What generated views show, by comparison with the bank: which object, whether they agree, second faces."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ FRONT_DEGREES = 60.0
 class Verdict:
     """members: (N,) nearest bank member of each view; telling: (N,) bool, the views in which variants differ;
     faces: (N,) bool, views that show a second face; agreement: share of telling views that show the most common
-    variant (1 = all the same object, about 1/variants = chance; a second face agrees with nothing; nan if no view tells);
-    object_psnr: dB of all views together against the nearest single object; view_psnr: dB against each view's own nearest.
+    variant (1 = all the same object; a second face agrees with nothing; nan if no view tells);
+    object_psnr: dB of all views together against the nearest single object;
+    view_psnr: dB of the views against the nearest own picture of each.
     """
 
     members: Tensor
@@ -37,10 +38,11 @@ class Verdict:
 
 
 def distances(views: Tensor, bank: Bank) -> tuple[Tensor, Tensor]:
-    """Mean squared error of views (N,H,W,3) in [0,1] to every member's own view and to its front picture, each (K,N)."""
+    """Mean squared error of views (N,H,W,3) in [0,1] to each member's own view and to its front picture, both (K,N)."""
     if views.shape != bank.views.shape[1:]:
         raise ValueError(
-            f"The bank's views are {tuple(bank.views.shape[1:])}, got {tuple(views.shape)}; measure at the bank's size and cameras."
+            f"The bank's views are {tuple(bank.views.shape[1:])}, got {tuple(views.shape)}; "
+            "measure at the bank's size and cameras."
         )
     x = views.detach().float().cpu()
     own = torch.stack([(x - member.float() / 255.0).square().mean((1, 2, 3)) for member in bank.views])
@@ -64,7 +66,7 @@ def telling_views(bank: Bank, family: int) -> Tensor:
 
 
 def judge(views: Tensor, bank: Bank, family: int | None = None) -> Verdict:
-    """Verdict on views (N,H,W,3) in [0,1]. family: the one that was asked for (the reference's); None = the nearest one."""
+    """Verdict on views (N,H,W,3) in [0,1]. family: the reference's, None = the family nearest to the views."""
     own, front = distances(views, bank)
     if family is None:
         family = int(bank.family[own.sum(1).argmin()])

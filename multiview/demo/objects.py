@@ -1,23 +1,40 @@
 """Generator of demo objects: families of toys that share one front and differ behind.
 
-make_object(seed, variant): the seed fixes everything that a camera at azimuth 0, elevation -5..35 degrees and radius >= 1.4
-can see; the variant changes only the rest (colour and pattern of rear caps, a tail, a backpack...). So the front picture
-says which family an object is from, and nothing about its back, as a single picture of a real thing does.
+make_object(seed, variant): the seed fixes everything that a camera at azimuth 0, elevation -5..35 degrees and a radius
+of at least 1.4 can see; the variant changes only the rest (colour and pattern of rear caps, a tail, a backpack...). So
+the front picture says which family an object is from and nothing about its back, as a picture of a real thing does.
 Held out: seeds >= HELD_OUT_SEED are never used for training anything; measure on them.
-The look of the fronts is in creatures.py, the solids in shapes.py. GENERATOR_VERSION changes whenever a picture changes.
+The fronts are in creatures.py and things.py, the solids in shapes.py.
+GENERATOR_VERSION changes whenever a picture changes.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from .creatures import BUILDERS, ball, box, hsv, tube
+from .creatures import gnome, monster, owl, penguin, plush, snowman
 from .shapes import PATTERNS, Part, front_cameras, hidden_cap, intersect, rotation, surface_points, to_unit
+from .things import cottage, lantern, mug, mushroom, robot
+from .toy_parts import ball, box, hsv, tube
 
+KINDS = {
+    **{kind: partial(plush, kind=kind) for kind in ("bear", "cat", "bunny", "mouse", "dog", "pig")},
+    "robot": robot,
+    "gnome": gnome,
+    "owl": owl,
+    "penguin": penguin,
+    "cottage": cottage,
+    "lantern": lantern,
+    "mug": mug,
+    "snowman": snowman,
+    "mushroom": mushroom,
+    "monster": monster,
+}
 GENERATOR_VERSION = 1
 HELD_OUT_SEED = 1_000_000
 MAX_VARIANTS = 16
@@ -27,7 +44,7 @@ FRONT_BOUND = 0.475
 
 @dataclass(frozen=True)
 class ObjectSpec:
-    """One object: its parts in world units inside the sphere of radius 0.5. The last `hidden` parts belong to the variant alone."""
+    """One object: parts in world units inside the sphere of radius 0.5, the last `hidden` of them the variant's own."""
 
     name: str
     seed: int
@@ -40,7 +57,7 @@ class ObjectSpec:
 def make_object(seed: int, variant: int = 0, variants: int = 6) -> ObjectSpec:
     """Object `variant` (0..variants-1) of family `seed`.
 
-    seed: >= 0, the same seed gives the same front; variants: how many backs the family has, 1..16 (their hues are spread
+    seed: >= 0, the same seed gives the same front; variants: how many backs the family has, 1..16 (hues are spread
     over that many). ValueError for anything outside these ranges. Deterministic.
     """
     if seed < 0:
@@ -60,8 +77,8 @@ def make_object(seed: int, variant: int = 0, variants: int = 6) -> ObjectSpec:
 def _front(seed: int) -> tuple[str, tuple[Part, ...]]:
     """The family's parts without any paint behind, centred and scaled into the sphere of radius FRONT_BOUND."""
     rng = np.random.default_rng([seed, 0])
-    name = list(BUILDERS)[int(rng.integers(len(BUILDERS)))]
-    parts = BUILDERS[name](rng)
+    name = list(KINDS)[int(rng.integers(len(KINDS)))]
+    parts = KINDS[name](rng)
     wide, tall = rng.uniform(0.88, 1.12, 2)
     parts = [_stretched(part, wide, tall) for part in parts]
     points = np.concatenate([surface_points(part) for part in parts])
@@ -76,7 +93,9 @@ def _stretched(part: Part, wide: float, tall: float) -> Part:
     even = math.sqrt(wide * tall)
     x, y, z = (wide, tall, wide) if np.allclose(part.rotation, np.eye(3)) else (even, even, even)
     half = tuple(np.multiply(part.half, (x, y, z)).tolist())
-    decals = tuple(replace(d, x=float(d.x * x), a=float(d.a * x), y=float(d.y * y), b=float(d.b * y)) for d in part.decals)
+    decals = tuple(
+        replace(d, x=float(d.x * x), a=float(d.a * x), y=float(d.y * y), b=float(d.b * y)) for d in part.decals
+    )
     return replace(part, center=tuple(center.tolist()), half=half, decals=decals)
 
 
@@ -121,12 +140,18 @@ def _tail(rng, color, mark) -> list[Part]:
 
 
 def _long_tail(rng, color, mark) -> list[Part]:
-    return [ball((0, 0.12, 0.15), (0.09, 0.09, 0.22), color, rot=rotation(20)), ball((0, 0.02, 0.36), (0.11, 0.11, 0.12), mark)]
+    return [
+        ball((0, 0.12, 0.15), (0.09, 0.09, 0.22), color, rot=rotation(20)),
+        ball((0, 0.02, 0.36), (0.11, 0.11, 0.12), mark),
+    ]
 
 
 def _backpack(rng, color, mark) -> list[Part]:
-    return [box((0, 0, 0.12), (0.3, 0.34, 0.16), color), box((0, 0.12, 0.3), (0.2, 0.15, 0.06), mark),
-            tube((0, -0.36, 0.12), (0.15, 0.24, 0.15), mark, rot=rotation(0, 0, 90))]
+    return [
+        box((0, 0, 0.12), (0.3, 0.34, 0.16), color),
+        box((0, 0.12, 0.3), (0.2, 0.15, 0.06), mark),
+        tube((0, -0.36, 0.12), (0.15, 0.24, 0.15), mark, rot=rotation(0, 0, 90)),
+    ]
 
 
 def _shell(rng, color, mark) -> list[Part]:
@@ -134,11 +159,22 @@ def _shell(rng, color, mark) -> list[Part]:
 
 
 def _fin(rng, color, mark) -> list[Part]:
-    return [ball((0, y, 0.1), (0.045, size, size), color if i % 2 else mark) for i, (y, size) in enumerate(((-0.32, 0.17), (0.0, 0.22), (0.32, 0.17)))]
+    return [
+        ball((0, y, 0.1), (0.045, size, size), color if i % 2 else mark)
+        for i, (y, size) in enumerate(((-0.32, 0.17), (0.0, 0.22), (0.32, 0.17)))
+    ]
 
 
 def _wings(rng, color, mark) -> list[Part]:
-    return [ball((side * 0.2, 0.0, 0.14), (0.17, 0.4, 0.05), color if side > 0 else mark, rot=rotation(0, side * 28, side * 12)) for side in (-1, 1)]
+    return [
+        ball(
+            (side * 0.2, 0.0, 0.14),
+            (0.17, 0.4, 0.05),
+            color if side > 0 else mark,
+            rot=rotation(0, side * 28, side * 12),
+        )
+        for side in (-1, 1)
+    ]
 
 
 def _jets(rng, color, mark) -> list[Part]:
@@ -147,15 +183,17 @@ def _jets(rng, color, mark) -> list[Part]:
 
 
 def _key(rng, color, mark) -> list[Part]:
-    return [tube((0, 0, 0.14), (0.05, 0.2, 0.05), mark, rot=rotation(90)), *(
-        tube((side * 0.15, 0, 0.36), (0.15, 0.045, 0.15), color, rot=rotation(90)) for side in (-1, 1))]
+    return [
+        tube((0, 0, 0.14), (0.05, 0.2, 0.05), mark, rot=rotation(90)),
+        *(tube((side * 0.15, 0, 0.36), (0.15, 0.045, 0.15), color, rot=rotation(90)) for side in (-1, 1)),
+    ]
 
 
 _BEHIND = (_tail, _backpack, _wings, _shell, _long_tail, _jets, _fin, _key)
 
 
 def _hidden_geometry(rng: np.random.Generator, parts: tuple[Part, ...], look: _Look, variant: int) -> tuple[Part, ...]:
-    """One thing on the back, as large as the shadow of the front parts allows; nothing if even a small one would show."""
+    """One thing on the back, as large as the shadow of the front parts allows; nothing if a small one would show."""
     order = rng.permutation(len(_BEHIND))
     body = max((p for p in parts if p.role == "a"), key=lambda p: p.center[1])
     accent = hsv(float(rng.random()) + 0.17 * variant, 0.9, 0.85)
@@ -172,7 +210,7 @@ def _hidden_geometry(rng: np.random.Generator, parts: tuple[Part, ...], look: _L
 
 
 def _in_shadow(hidden: tuple[Part, ...], front: tuple[Part, ...]) -> bool:
-    """Whether no front camera sees any of `hidden`: every sampled, slightly inflated surface point lies behind a front part."""
+    """Whether no front camera sees `hidden`: all sampled, slightly inflated surface points lie behind a front part."""
     points = np.concatenate([surface_points(part, inflate=1.06) for part in hidden])
     if np.linalg.norm(points, axis=1).max() > BOUND - 0.002:
         return False

@@ -58,7 +58,7 @@ def render_object(
     for start in range(0, len(cameras), step):
         some = cameras.subset(list(range(start, min(start + step, len(cameras)))))
         pieces.append(_render(spec.parts, some, width, height, supersample, background))
-    return Rendered(*(torch.cat(tensors) for tensors in zip(*pieces)))
+    return Rendered(*(torch.cat(tensors) for tensors in zip(*pieces, strict=True)))
 
 
 def _render(parts, cameras, width, height, supersample, background) -> tuple[Tensor, ...]:
@@ -106,7 +106,9 @@ def _cast(parts: tuple[Part, ...], cameras: Cameras, width: int, height: int) ->
         rows = top[:, None] + torch.arange(h, device=device)
         o, m = _unit_rays(part, cameras)
         px, py = x.gather(1, columns)[:, None, :], y.gather(1, rows)[:, :, None]
-        d = tuple((m[:, i, 0, None, None] * px) + (m[:, i, 1, None, None] * py + m[:, i, 2, None, None]) for i in range(3))
+        d = tuple(
+            (m[:, i, 0, None, None] * px) + (m[:, i, 1, None, None] * py + m[:, i, 2, None, None]) for i in range(3)
+        )
         t = intersect(part.kind, part.taper, tuple(o[:, i, None, None] for i in range(3)), d).flatten(1)
         where = (rows[:, :, None] * width + columns[:, None, :]).flatten(1)
         before = nearest.gather(1, where)
@@ -140,7 +142,7 @@ def _window(part: Part, cameras: Cameras, width: int, height: int):
     spans = []
     for axis, size in ((0, width), (1, height)):
         focal, middle = cameras.intrinsics[:, axis] * size, cameras.intrinsics[:, 2 + axis] * size
-        # Tangent lines to a circle seen from the origin: the direction of its centre plus or minus asin(radius / distance).
+        # Tangent lines to a circle seen from the origin: direction of the centre plus or minus asin(radius / distance).
         angle = torch.atan2(at[:, axis], at[:, 2])
         spread = torch.asin((radius / torch.hypot(at[:, axis], at[:, 2])).clamp(max=0.999))
         low = (torch.tan((angle - spread).clamp(-1.55, 1.55)) * focal + middle).floor().clamp(-1, size + 1)

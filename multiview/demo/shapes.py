@@ -1,7 +1,7 @@
-"""The pieces that demo objects are made of: closed-form solids, painted decals, and rear caps nobody sees from the front.
+"""The pieces that demo objects are made of: closed-form solids, painted decals, and rear caps unseen from the front.
 
-Part-local frame: centre of the part at 0, metric, axes turned by the part's rotation. Unit frame: local divided by the half
-extents, where an ellipsoid is the unit sphere, a box is [-1,1]^3 and a frustum stands along y (top at -1, bottom at +1).
+Part-local frame: centre of the part at 0, metric, axes turned by the part's rotation. Unit frame: local divided by
+the half extents, where an ellipsoid is the unit sphere, a box is [-1,1]^3 and a frustum stands along y (top at -1).
 World frame as everywhere (x right, y down, z forward); the front of an object faces -z.
 """
 
@@ -20,7 +20,7 @@ PATTERNS = ("plain", "stripes", "dots", "rings", "bars", "checks", "star", "hear
 
 # The range of front views that must not see a rear cap or hidden geometry, with one degree to spare on either side.
 FRONT_ELEVATIONS = tuple(float(e) for e in np.linspace(-6.0, 36.0, 8))
-FRONT_RADII = (1.4, 2.0, 4.0, 1e3)
+FRONT_RADII = (1.4, 2.5, 1e3)
 CAP_HALF_ANGLE = 65.0
 CAP_MARGIN = 1.5
 
@@ -60,7 +60,7 @@ class Cap:
 
 @dataclass(frozen=True)
 class Part:
-    """One convex solid. center, half: (3,) world units; rotation: 3x3 local-to-world; taper: top radius / bottom radius.
+    """One convex solid. center, half: (3,) world units; rotation: 3x3 local-to-world; taper: top / bottom radius.
 
     role names which of a variant's colours its rear cap takes ("" = never painted); cap is set by the variant.
     """
@@ -91,7 +91,7 @@ def to_unit(part: Part) -> np.ndarray:
 
 
 def intersect(kind: str, taper: float, o: tuple, d: tuple) -> Tensor:
-    """Distance along rays o + t d to the first entry into a unit-frame solid, inf where there is none or it lies behind.
+    """Distance along rays o + t d to the first entry into a unit-frame solid, inf where there is none ahead.
 
     o, d: three broadcastable tensors each. Rays that start inside the solid miss it: cameras stay outside.
     """
@@ -158,10 +158,12 @@ def unit_normal(part: Part, p: Tensor) -> Tensor:
         return torch.zeros_like(p).scatter(1, axis, p.gather(1, axis).sign())
     r0, s = 0.5 * (1.0 + part.taper), 0.5 * (1.0 - part.taper)
     radius = torch.hypot(p[:, 0], p[:, 2])
-    # On the side the slope of the radius tilts the normal; a point within rounding of an end but inside its rim is on the end.
+    # On the side the slope of the radius tilts the normal. A point is on an end if it is nearer to it than to the side.
     on_end = (p[:, 1].abs() - 1.0).abs() < (radius - (r0 + s * p[:, 1])).abs()
     side = torch.stack([p[:, 0], -s * radius, p[:, 2]], dim=1)
-    flat = torch.stack([torch.zeros_like(radius), p[:, 1].sign() * radius.clamp_min(1e-3), torch.zeros_like(radius)], dim=1)
+    flat = torch.stack(
+        [torch.zeros_like(radius), p[:, 1].sign() * radius.clamp_min(1e-3), torch.zeros_like(radius)], dim=1
+    )
     return torch.where(on_end[:, None], flat, side)
 
 
@@ -248,7 +250,7 @@ def pattern_mask(pattern: str, p: Tensor, cosine: Tensor) -> Tensor:
 
 
 def front_cameras() -> np.ndarray:
-    """(M,3) float64 camera positions from which nothing of a variant may be seen: azimuth 0, elevation -6..36 degrees."""
+    """(M,3) float64 camera positions from which nothing of a variant may be seen, all at azimuth 0."""
     angles = np.radians(FRONT_ELEVATIONS)
     unit = np.stack([np.zeros_like(angles), -np.sin(angles), -np.cos(angles)], axis=1)
     return np.concatenate([radius * unit for radius in FRONT_RADII])

@@ -2,13 +2,12 @@
 
 import pytest
 import torch
-from safetensors.torch import save_file
-
 from mvpack.multiview.cameras import orbit
 from mvpack.multiview.demo import bank as banks
 from mvpack.multiview.demo.bank import Bank, bank_key, bank_path, build_bank, load_bank, reference_camera, save_bank
 from mvpack.multiview.demo.objects import make_object
 from mvpack.multiview.demo.raycast import render_object
+from safetensors.torch import save_file
 
 CAMS = orbit([60.0 * i for i in range(6)], 15.0, 1.5, 49.13)
 
@@ -69,7 +68,10 @@ def test_the_key_changes_with_everything_that_changes_the_pictures(monkeypatch):
     others = [
         bank_key(orbit([60.0 * i for i in range(6)], 16.0, 1.5, 49.13), 64, 4, 6, 0),
         bank_key(orbit([60.0 * i for i in range(6)], 15.0, 1.5, 50.0), 64, 4, 6, 0),
-        bank_key(CAMS, 65, 4, 6, 0), bank_key(CAMS, 64, 5, 6, 0), bank_key(CAMS, 64, 4, 5, 0), bank_key(CAMS, 64, 4, 6, 1),
+        bank_key(CAMS, 65, 4, 6, 0),
+        bank_key(CAMS, 64, 5, 6, 0),
+        bank_key(CAMS, 64, 4, 5, 0),
+        bank_key(CAMS, 64, 4, 6, 1),
     ]
     monkeypatch.setattr(banks, "GENERATOR_VERSION", banks.GENERATOR_VERSION + 1)
     others.append(bank_key(CAMS, 64, 4, 6, 0))
@@ -83,7 +85,11 @@ def test_files_come_back_unchanged(bank, tmp_path):
     for name in ("views", "references", "family", "variant", "seeds"):
         assert torch.equal(getattr(back, name), getattr(bank, name))
     assert torch.equal(back.cameras.c2w, CAMS.c2w) and torch.equal(back.cameras.intrinsics, CAMS.intrinsics)
-    assert (back.cameras.closed, back.cameras.input_view, back.cameras.name) == (CAMS.closed, CAMS.input_view, CAMS.name)
+    assert (back.cameras.closed, back.cameras.input_view, back.cameras.name) == (
+        CAMS.closed,
+        CAMS.input_view,
+        CAMS.name,
+    )
     assert back.key == bank.key
 
 
@@ -118,7 +124,12 @@ def test_damaged_and_foreign_files_are_named(bank, tmp_path):
     save_file({k: v for k, v in tensors.items() if k != "family"}, tmp_path / "lacks.safetensors", metadata=about)
     with pytest.raises(ValueError, match="lacks family"):
         load_bank(tmp_path / "lacks.safetensors")
-    for name, bad in (("references", bank.references[:2]), ("views", bank.views[0]), ("c2w", CAMS.c2w[:3]), ("views", bank.views.float())):
+    for name, bad in (
+        ("references", bank.references[:2]),
+        ("views", bank.views[0]),
+        ("c2w", CAMS.c2w[:3]),
+        ("views", bank.views.float()),
+    ):
         save_file({**tensors, name: bad.contiguous()}, tmp_path / "shape.safetensors", metadata=about)
         with pytest.raises(ValueError, match="wrong shape or type"):
             load_bank(tmp_path / "shape.safetensors")

@@ -1,14 +1,12 @@
-"""The generator's promise: one front per family, clearly different backs, everything inside the sphere of radius 0.5."""
+"""The generator's promise: one front per family, clearly different backs, all inside the sphere of radius 0.5."""
 
 from itertools import combinations
 
 import numpy as np
 import pytest
 import torch
-
 from mvpack.multiview.cameras import orbit
-from mvpack.multiview.demo.creatures import BUILDERS
-from mvpack.multiview.demo.objects import FRONT_BOUND, HELD_OUT_SEED, MAX_VARIANTS, make_object
+from mvpack.multiview.demo.objects import FRONT_BOUND, HELD_OUT_SEED, KINDS, MAX_VARIANTS, make_object
 from mvpack.multiview.demo.raycast import render_object
 from mvpack.multiview.demo.shapes import PATTERNS, surface_points
 
@@ -66,7 +64,7 @@ def test_the_front_is_not_the_back():
 
 def test_all_kinds_of_things_appear_and_most_carry_something_on_their_back():
     specs = [make_object(seed, seed % 6) for seed in range(120)]
-    assert {s.name for s in specs} == set(BUILDERS)
+    assert {s.name for s in specs} == set(KINDS)
     assert np.mean([s.hidden > 0 for s in specs]) > 0.9
 
 
@@ -84,12 +82,15 @@ def test_the_same_request_gives_the_same_object():
     assert make_object(11, 3, 6) != make_object(12, 3, 6)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    ((-1, 0, 6), "seed must be 0 or more"),
-    ((0, 6, 6), "Variant 6 does not exist"),
-    ((0, 0, MAX_VARIANTS + 1), "1 to 16 variants"),
-    ((0, 0, 0), "1 to 16 variants"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ((-1, 0, 6), "seed must be 0 or more"),
+        ((0, 6, 6), "Variant 6 does not exist"),
+        ((0, 0, MAX_VARIANTS + 1), "1 to 16 variants"),
+        ((0, 0, 0), "1 to 16 variants"),
+    ],
+)
 def test_wrong_requests_are_named(arguments, message):
     with pytest.raises(ValueError, match=message):
         make_object(*arguments)

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from mvpack.multiview.cameras import orbit
 from mvpack.multiview.demo.objects import ObjectSpec, make_object
 from mvpack.multiview.demo.raycast import GROUND, SKY, render_object
@@ -41,7 +40,7 @@ def test_a_sphere_in_closed_form():
                 normal = (c2w[:3, 3] + t * d - center) / radius
                 assert torch.allclose(shot.normals[view, row, col].double(), normal, atol=2e-4)
                 up = 0.5 - 0.5 * normal[1]
-                expected = [c * (g + (s - g) * up) for c, g, s in zip(part.color, GROUND, SKY)]
+                expected = [c * (g + (s - g) * up) for c, g, s in zip(part.color, GROUND, SKY, strict=True)]
                 assert torch.allclose(shot.rgb[view, row, col].double(), torch.stack(expected), atol=2e-4)
 
 
@@ -57,7 +56,9 @@ def inside(part, points):
     return (p[..., 1].abs() < 1) & (p[..., 0] ** 2 + p[..., 2] ** 2 < radius**2)
 
 
-@pytest.mark.parametrize("kind, taper", [("ellipsoid", 1.0), ("box", 1.0), ("frustum", 1.0), ("frustum", 0.4), ("frustum", 0.0)])
+@pytest.mark.parametrize(
+    "kind, taper", [("ellipsoid", 1.0), ("box", 1.0), ("frustum", 1.0), ("frustum", 0.4), ("frustum", 0.0)]
+)
 def test_depth_is_where_a_marched_ray_enters_the_solid(kind, taper):
     part = Part(kind, (0.05, 0.02, -0.08), (0.2, 0.3, 0.12), (0.5, 0.5, 0.5), rotation(25, -40, 70), taper)
     cams = orbit([0.0, 75.0, 200.0, 290.0], [15.0, -30.0, 60.0, 0.0], 1.5, 40.0)
@@ -161,10 +162,21 @@ def test_light_from_above_makes_rolling_the_orbit_exact():
     """Turning the object by one step of the orbit gives the same pictures one view later."""
     spec = make_object(9, 2)
     step = math.radians(22.5)
-    turn = torch.tensor([[math.cos(step), 0, -math.sin(step)], [0, 1, 0], [math.sin(step), 0, math.cos(step)]], dtype=torch.float64)
+    turn = torch.tensor(
+        [[math.cos(step), 0, -math.sin(step)], [0, 1, 0], [math.sin(step), 0, math.cos(step)]], dtype=torch.float64
+    )
     parts = tuple(
-        Part(p.kind, tuple((turn @ torch.tensor(p.center, dtype=torch.float64)).tolist()), p.half, p.color,
-             tuple(map(tuple, (turn @ torch.tensor(p.rotation, dtype=torch.float64)).tolist())), p.taper, p.role, p.decals, p.cap)
+        Part(
+            p.kind,
+            tuple((turn @ torch.tensor(p.center, dtype=torch.float64)).tolist()),
+            p.half,
+            p.color,
+            tuple(map(tuple, (turn @ torch.tensor(p.rotation, dtype=torch.float64)).tolist())),
+            p.taper,
+            p.role,
+            p.decals,
+            p.cap,
+        )
         for p in spec.parts
     )
     still = render_object(spec, CAMS, 48).rgb
