@@ -20,6 +20,7 @@ PIXELS = TILE * TILE
 LOG_ALPHA_MIN = math.log(ALPHA_MIN)
 _CULL_SLACK = 1e-3  # in sigma; rounding must not drop a pair that one pixel still needs
 _NEVER = -1e4  # log alpha of the padding pair
+MAX_PAIRS = 2**26  # about 8 GB of tables
 
 
 class TileLists(NamedTuple):
@@ -56,6 +57,12 @@ def tile_lists(
     top, bottom = _tile_range(values[:, 1], radius[:, 1], rows)
     wide = right - left
     tiles_each = wide * (bottom - top)
+    total = int(tiles_each.sum())
+    if total > MAX_PAIRS:
+        raise ValueError(
+            f"The Gaussians cover {total} picture tiles, more than the {MAX_PAIRS} that fit into memory; they are too "
+            "large or too many for this picture: lower the resolution, or check the scales."
+        )
     first = tiles_each.cumsum(0) - tiles_each
 
     # every tile of every bounding box

@@ -39,6 +39,7 @@ T_MIN = 1e-4
 SEGMENT = 16
 BLOCK_CPU = 2**19  # elements worked on at a time: few enough for the cache, enough to hide torch's overhead
 BLOCK_GPU = 2**25
+TILES_AT_ONCE = 4096  # views are drawn together up to this number of tiles: one view of 512 pixels, four of 256
 KEEP_BYTES = 2**28  # alphas kept for the backward pass; beyond this they are computed again
 
 
@@ -72,7 +73,9 @@ def composite(
     means2d (C,P,2) pixels, conics (C,P,3), opacities (C,P), features (C,P,D), depths (C,P) for the order only,
     radii (C,P,2) int. Returns (C,H,W,D), the sum of weights times features. Differentiable in the first four.
     """
-    return _Composite.apply(means2d, conics, opacities, features, depths, radii, width, height)
+    views = max(1, TILES_AT_ONCE // (-(-height // TILE) * -(-width // TILE)))
+    groups = zip(*(t.split(views) for t in (means2d, conics, opacities, features, depths, radii)), strict=True)
+    return torch.cat([_Composite.apply(*group, width, height) for group in groups])
 
 
 class _Composite(torch.autograd.Function):

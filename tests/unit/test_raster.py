@@ -243,7 +243,9 @@ def test_views_in_one_call_equal_views_one_by_one():
             torch.testing.assert_close(t[c], a[0], rtol=0, atol=1e-14)
 
 
-@pytest.mark.parametrize(("name", "value"), [("KEEP_BYTES", 0), ("BLOCK_CPU", 2**11), ("SEGMENT", 3)])
+@pytest.mark.parametrize(
+    ("name", "value"), [("KEEP_BYTES", 0), ("BLOCK_CPU", 2**11), ("SEGMENT", 3), ("TILES_AT_ONCE", 1)]
+)
 def test_bounding_memory_changes_nothing(monkeypatch, name, value):
     def run():
         values = [v.requires_grad_() for v in scene(60)]
@@ -255,6 +257,12 @@ def test_bounding_memory_changes_nothing(monkeypatch, name, value):
     monkeypatch.setattr(raster_torch, name, value)
     for e, g in zip(expected, run(), strict=True):
         torch.testing.assert_close(g, e, rtol=1e-10, atol=1e-12)
+
+
+def test_what_cannot_fit_into_memory_is_refused(monkeypatch):
+    monkeypatch.setattr(raster_tiles, "MAX_PAIRS", 100)
+    with pytest.raises(ValueError, match="lower the resolution"):
+        rasterize(*scene(60), *views(32, 24), 32, 24)
 
 
 def test_nothing_to_see():
@@ -277,13 +285,16 @@ def test_nothing_to_see():
             assert v.grad is not None and not v.grad.any(), name
 
 
-def test_gaussians_on_the_camera_plane_keep_gradients_finite():
-    means, quats, scales, opacities, features = (v.requires_grad_() for v in scene(6))
+def test_degenerate_gaussians_keep_gradients_finite():
+    """On the camera plane, at the near limit, behind; and points and needles, whose antialiasing factor is 0."""
+    means, quats, scales, opacities, features = (v.requires_grad_() for v in scene(8))
     eye = torch.eye(4, dtype=torch.float64)[None]
     K = views(16, 16)[1][:1]
-    heights = torch.tensor([0.0, 0.0, 0.01, 0.010001, -1.0, 1.0], dtype=torch.float64)
+    heights = torch.tensor([0.0, 0.0, 0.01, 0.010001, -1.0, 1.0, 1.0, 1.0], dtype=torch.float64)
     placed = torch.cat([means[:, :2], heights[:, None]], dim=1)
-    render = rasterize(placed, quats, scales, opacities, features, eye, K, 16, 16, antialiased=True)
+    thickness = torch.ones(8, 3, dtype=torch.float64)
+    thickness[6], thickness[7, 1:] = 0, 0
+    render = rasterize(placed, quats, scales * thickness, opacities, features, eye, K, 16, 16, antialiased=True)
     weighted_sum(parts(render)).backward()
     for v in (means, quats, scales, opacities, features):
         assert torch.isfinite(v.grad).all()
