@@ -9,7 +9,7 @@ import pytest
 from comfy_host import HostError, HostStartError, Interrupted, NodeFailed, PromptRejected, workflow_to_prompt
 
 
-def node(kind, **inputs):
+def node(kind, /, **inputs):
     return {"class_type": kind, "inputs": inputs}
 
 

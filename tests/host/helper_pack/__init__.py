@@ -12,6 +12,8 @@ from aiohttp import web
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
+from .alter import Alter
+
 
 @PromptServer.instance.routes.post("/mvtest/validate")
 async def validate(request):
@@ -91,7 +93,7 @@ def describe(value, depth=0):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [Wait, Fail, Inspect]
+        return [Wait, Fail, Inspect, Alter]
 
 
 async def comfy_entrypoint():
