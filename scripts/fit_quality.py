@@ -37,7 +37,6 @@ SETTINGS: dict[str, dict] = {
     "no_growth": {"densify_every": 0},
     "points_1500": {"points": 1500},
     "points_6000": {"points": 6000},
-    "coarse_to_fine": {"coarse": 0.4},
     "lr_means_half": {"lr_means": 2e-3},
     "lr_means_double": {"lr_means": 8e-3},
     "sh_1": {"sh_degree": 1},

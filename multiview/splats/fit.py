@@ -34,7 +34,7 @@ NEVER = 2**31
 class FitConfig:
     """Settings of a fit; ValueError for impossible ones.
 
-    iterations: optimiser steps of views_per_step views each; the first `coarse` part runs at half resolution.
+    iterations: optimiser steps of views_per_step views each.
     points: Gaussians to begin with; max_points: where growing ends; init: "hull", "sphere" or "center".
     sh_degree 0..3: reached step by step over the first half. w_*: weights of the losses.
     lr_means is in units of the scene's radius and falls to lr_means_final of itself; the others are per unit of the
@@ -51,7 +51,6 @@ class FitConfig:
     init: str = "hull"
     sh_degree: int = 0
     views_per_step: int = 2
-    coarse: float = 0.0
     w_l1: float = 1.0
     w_msssim: float = 0.2
     w_mask: float = 1.0
@@ -86,8 +85,6 @@ class FitConfig:
         weights = (self.w_l1, self.w_msssim, self.w_mask)
         if min(weights) < 0 or not math.isfinite(sum(weights)) or self.w_l1 + self.w_msssim <= 0:
             raise ValueError(f"Loss weights must be finite, not negative, and L1 or MS-SSIM above 0, got {weights}.")
-        if not 0 <= self.coarse < 1:
-            raise ValueError(f"coarse is a part of the fit and must lie in [0, 1), got {self.coarse}.")
 
 
 @dataclass(frozen=True)
@@ -139,15 +136,13 @@ class _Fit:
     """The state of one fit; used once."""
 
     def __init__(self, views, cameras, weights, config, start, generator):
-        self.config, self.generator, self.weights = config, generator, weights
-        self.background = views.background
+        self.views, self.config, self.generator, self.weights = views, config, generator, weights
         self.device = views.images.device
         self.radius = scene_sphere(cameras)[1]
         self.centers = cameras.centers().clone().to(self.device)
         self.w2c = cameras.w2c().to(self.device)
-        self.levels = [_Level(views.images, views.masks, cameras)]
-        if config.coarse > 0 and min(views.images.shape[1:3]) >= 32:
-            self.levels.append(self.levels[0].half(cameras))
+        self.height, self.width = views.images.shape[1:3]
+        self.k = cameras.pixel_intrinsics(self.width, self.height).to(self.device)
         self.loss = ViewLoss(config.w_l1, config.w_msssim, config.w_mask)
         self.params = _parameters(start, config.sh_degree)
         self.optimizers = self._make_optimizers()
@@ -169,25 +164,25 @@ class _Fit:
         history = {k: torch.stack(v).tolist() if isinstance(v[0], Tensor) else v for k, v in curves.items()}
         with torch.no_grad():
             result = Gaussians(*(t.detach().clone() for t in self._gaussians(self.config.sh_degree).tensors()))
-        return FitResult(result, history, self.background)
+        return FitResult(result, history, self.views.background)
 
     def preview(self, view: int = 0) -> Tensor:
         """(H,W,3) picture on the CPU of the splat as it is now, from camera `view`."""
         with torch.no_grad():
-            out = self._render([view], self.levels[0], self.config.sh_degree)
+            out = self._render([view], self.config.sh_degree)
             return out.features[0].clamp(0, 1).cpu()
 
     def _step(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         config = self.config
         progress = (step - 1) / config.iterations
-        level = self.levels[-1 if progress < config.coarse else 0]
         # The degree rises by one at equal distances over the first half.
         degree = min(config.sh_degree, int(progress * 2 * (config.sh_degree + 1)))
         self.optimizers["means"].param_groups[0]["lr"] = config.lr_means * self.radius * config.lr_means_final**progress
         chosen = self._next_views()
-        out = self._render(chosen, level, degree)
+        out = self._render(chosen, degree)
         weights = None if self.weights is None else self.weights[chosen]
-        loss, terms = self.loss(out.features, out.alpha[..., 0], level.images[chosen], level.masks[chosen], weights)
+        images, masks = self.views.images[chosen], self.views.masks[chosen]
+        loss, terms = self.loss(out.features, out.alpha[..., 0], images, masks, weights)
         if self.densifier is not None:
             out.info["means2d"].retain_grad()
         loss.backward()
@@ -219,13 +214,12 @@ class _Fit:
         quats = F.normalize(p["quats"], dim=1)
         return Gaussians(p["means"], p["scales"].exp(), quats, torch.sigmoid(p["opacities"]), sh)
 
-    def _render(self, chosen: list[int], level: _Level, degree: int):
+    def _render(self, chosen: list[int], degree: int):
         g = self._gaussians(degree)
         directions = g.means.detach()[None] - self.centers[chosen][:, None]
-        height, width = level.images.shape[1:3]
         return rasterize(
-            g.means, g.quats, g.scales, g.opacities, eval_sh(g.sh, directions), self.w2c[chosen], level.k[chosen],
-            width, height, background=self.background, antialiased=self.config.antialiased,
+            g.means, g.quats, g.scales, g.opacities, eval_sh(g.sh, directions), self.w2c[chosen], self.k[chosen],
+            self.width, self.height, background=self.views.background, antialiased=self.config.antialiased,
             backend=self.config.backend,
         )  # fmt: skip
 
@@ -236,20 +230,6 @@ class _Fit:
         # One optimiser each, as DefaultStrategy wants them. eps: gradients of a mean over pixels are tiny.
         fused = self.device.type == "cuda"
         return {k: torch.optim.Adam([p], lr=rates[k], eps=1e-15, fused=fused) for k, p in self.params.items()}
-
-
-class _Level:
-    """The views at one resolution."""
-
-    def __init__(self, images: Tensor, masks: Tensor, cameras: Cameras):
-        self.images, self.masks = images, masks
-        self.k = cameras.pixel_intrinsics(images.shape[2], images.shape[1]).to(images.device)
-
-    def half(self, cameras: Cameras) -> _Level:
-        height, width = self.images.shape[1] // 2, self.images.shape[2] // 2
-        planes = torch.cat([self.images.permute(0, 3, 1, 2), self.masks[:, None]], dim=1)
-        small = F.interpolate(planes, (height, width), mode="area")
-        return _Level(small[:, :3].permute(0, 2, 3, 1).contiguous(), small[:, 3].contiguous(), cameras)
 
 
 class _Densifier:

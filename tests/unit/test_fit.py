@@ -356,7 +356,6 @@ def test_bad_input_is_one_sentence_before_heavy_work(scene, what, said, monkeypa
         ({"init": "magic"}, "hull, sphere, center"),
         ({"w_l1": 0.0, "w_msssim": 0.0}, "L1 or MS-SSIM above 0"),
         ({"w_mask": -1.0}, "not negative"),
-        ({"coarse": 1.0}, "coarse"),
     ],
 )
 def test_impossible_settings(settings, said):
