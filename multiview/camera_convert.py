@@ -49,7 +49,7 @@ def to_load3d(cameras: Cameras, index: int) -> dict[str, Any]:
 
 
 def from_load3d(info: dict[str, Any], aspect: float | None = None) -> Cameras:
-    """A LOAD3D_CAMERA dict as one camera. Zoom multiplies the focal length. Without a quaternion it looks at the target.
+    """A LOAD3D_CAMERA dict as one camera. Zoom multiplies the focal length; without a quaternion it faces the target.
 
     aspect: width / height of the pictures; None takes the camera's own, or 1.
     """
@@ -91,7 +91,7 @@ def from_da3(geometry: dict[str, Any], radius: float | None = None) -> Cameras:
     """
     if not isinstance(geometry, dict) or geometry.get("extrinsics") is None or geometry.get("intrinsics") is None:
         raise ValueError(
-            "This DA3_GEOMETRY has no cameras; run Depth Anything 3 in its multi-view mode with the Small or Base model."
+            "This DA3_GEOMETRY has no cameras; run Depth Anything 3 (Small or Base) in its multi-view mode."
         )
     w2c, k = geometry["extrinsics"][0].double(), geometry["intrinsics"][0].double()
     if w2c.ndim != 3 or w2c.shape[1] < 3 or w2c.shape[2] != 4 or k.shape != (w2c.shape[0], 3, 3):

@@ -100,7 +100,9 @@ def camera_plan(cameras: Cameras, size: int = 512, object_radius: float = 0.5) -
         for i in order + ([] if cameras.input_view is None else [cameras.input_view]):
             _frustum(draw, cameras, i, page, origin, size, small, azimuth_label="above" in title)
     closing = "closed orbit" if cameras.closed else "open orbit"
-    marked = "no view is the input" if cameras.input_view is None else f"view {cameras.input_view} (orange) is the input"
+    marked = f"view {cameras.input_view} (orange) is the input"
+    if cameras.input_view is None:
+        marked = "no view is the input"
     line = (
         f"{cameras.name}: {len(cameras)} views, {closing}, {marked}; elevation {_range(cameras.elevations())}, "
         f"radius {_range(cameras.radii())}, vertical field of view {_range(cameras.fov_y())}"

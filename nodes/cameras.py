@@ -103,7 +103,7 @@ class CamerasPreview(io.ComfyNode):
             "orange, so that a wrong direction or a wrong table is seen before anything is fitted.",
             inputs=[
                 CamerasType.Input("cameras", tooltip="The cameras to draw."),
-                io.Int.Input("size", default=512, min=256, max=2048, step=64, tooltip="Side of each drawing in pixels."),
+                io.Int.Input("size", default=512, min=256, max=2048, step=64, tooltip="Side of a drawing in pixels."),
             ],
             outputs=[
                 io.Image.Output(display_name="picture", tooltip="Both drawings side by side."),

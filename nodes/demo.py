@@ -157,7 +157,7 @@ class DemoJudge(io.ComfyNode):
                 io.Image.Output(display_name="truth", tooltip="The true views of the one toy nearest to all views."),
                 io.String.Output(display_name="report", tooltip="The verdict in words and numbers."),
                 io.Float.Output(display_name="agreement", tooltip="Of the views in which the backs differ, the share "
-                                "that shows the most common one. 1 = one toy; 1 / variants = chance."),
+                                "that shows the most common one. 1 = one toy."),
                 io.Int.Output(display_name="second_faces", tooltip="Views away from the front that show the front."),
                 io.Float.Output(display_name="fidelity", tooltip="PSNR of all views to the nearest single toy, in dB."),
             ],
@@ -196,13 +196,13 @@ def _trained_weights() -> str:
 
 
 def _report(verdict: Verdict, bank: Bank, nearest: int) -> str:
-    shown = [f"{b}{'!' if f else ''}" for b, f in zip(bank.variant[verdict.members].tolist(), verdict.faces.tolist(), strict=True)]
+    variants = bank.variant[verdict.members].tolist()
+    shown = [f"{v}{'!' if face else ''}" for v, face in zip(variants, verdict.faces.tolist(), strict=True)]
     return "\n".join(
         [
             f"nearest toy: seed {int(bank.seeds[nearest])}, variant {int(bank.variant[nearest])}",
             f"variant nearest to each view ('!' = a second face): {' '.join(shown)}",
-            f"agreement {verdict.agreement:.2f} over the {int(verdict.telling.sum())} views in which the backs differ "
-            f"(chance {1 / (int(bank.variant.max()) + 1):.2f})",
+            f"agreement {verdict.agreement:.2f} over the {int(verdict.telling.sum())} views in which the backs differ",
             f"second faces: {verdict.second_faces}",
             f"PSNR to the nearest toy {verdict.object_psnr:.2f} dB; of each view to its own nearest "
             f"{verdict.view_psnr:.2f} dB",

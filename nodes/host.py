@@ -51,7 +51,7 @@ def has_depth_anything_3() -> bool:
 class SplatTwin:
     """The attributes of core's SPLAT (since 0.23), for hosts that do not have it.
 
-    positions (B,N,3), scales (B,N,3) linear, rotations (B,N,4) wxyz, opacities (B,N,1), sh (B,N,K,3), counts (B,) or None.
+    positions (B,N,3), scales (B,N,3) linear, rotations (B,N,4) wxyz, opacities (B,N,1), sh (B,N,K,3), counts (B,)|None.
     """
 
     def __init__(self, positions, scales, rotations, opacities, sh, counts=None):
@@ -132,7 +132,19 @@ def cache_folder(name: str) -> str:
 
 
 def output_path(prefix: str, suffix: str) -> tuple[str, str, str]:
-    """A new file in ComfyUI's output folder: (full path, file name, subfolder). The host refuses paths outside it."""
-    folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, folder_paths.get_output_directory())
+    """A new file in ComfyUI's output folder: (full path, file name, subfolder).
+
+    ValueError for a prefix that leads outside it and for a folder that cannot be made or written.
+    """
+    root = os.path.realpath(folder_paths.get_output_directory())
+    wanted = os.path.dirname(os.path.join(root, os.path.normpath(prefix)))
+    if os.path.commonpath([root, os.path.realpath(wanted)]) != root:
+        raise ValueError(f"The file name '{prefix}' leads outside ComfyUI's output folder; choose one inside it.")
+    try:
+        folder, name, counter, subfolder, _ = folder_paths.get_save_image_path(prefix, root)
+    except OSError as error:
+        raise ValueError(f"The output folder '{wanted}' cannot be used ({error.strerror}); choose another.") from error
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"The output folder '{folder}' cannot be written; change its permissions or choose another.")
     file = f"{name}_{counter:05}_{suffix}"
     return os.path.join(folder, file), file, subfolder

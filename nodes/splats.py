@@ -7,7 +7,7 @@ import os
 import comfy.model_management
 import folder_paths
 import torch
-from comfy_api.latest import io, ui
+from comfy_api.latest import io
 
 from ..multiview.cameras import Cameras
 from ..multiview.checks import check_size
@@ -48,8 +48,8 @@ class GaussianReconstruct(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Same seed, same splat (bit for bit on the CPU)."),
                 io.Combo.Input("start", options=list(METHODS), default=default.init,
-                               tooltip="Where the Gaussians start. hull: on the visual hull of the masks (best when the "
-                               "masks are good); sphere: anywhere in the scene; center: a small ball at the centre, as "
+                               tooltip="Where the Gaussians start. hull: on the visual hull of the masks (best when "
+                               "they are good); sphere: anywhere in the scene; center: a small ball at the centre, as "
                                "in IM-3D."),
                 io.Combo.Input("background", options=["auto", *BACKGROUNDS], default="auto",
                                tooltip="Colour behind the object in the views. auto measures it at the borders."),

@@ -6,7 +6,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-
 from mvpack.multiview.camera_convert import (
     from_da3,
     from_load3d,
@@ -129,8 +128,9 @@ def test_presets_describe_themselves_and_can_be_drawn(name):
 
 
 def test_tables_of_references():
-    assert torch.allclose(preset("sv3d_stability").azimuths()[:2], torch.tensor([360 / 21, 720 / 21]).double(), atol=1e-3)
-    assert preset("sv3d_stability").input_view == 20 and float(preset("sv3d_stability").azimuths()[20]) == 0
+    official = preset("sv3d_stability")
+    assert torch.allclose(official.azimuths()[:2], torch.tensor([360 / 21, 720 / 21]).double(), atol=1e-3)
+    assert official.input_view == 20 and float(official.azimuths()[20]) == 0
     core = preset("sv3d_comfyui").azimuths()
     assert float(core[0]) == float(core[20]) == 0 and float(core[1]) == pytest.approx(18, abs=1e-4)
     uneven = torch.tensor([0, 45, 90, 135, 180, 225, 270, 337.5]).double()
@@ -165,7 +165,7 @@ def test_load3d_round_trip(a, e, r, f):
 
 
 def test_load3d_follows_cores_orbit_formula():
-    """ecosystem.md: position = target + d (cos p sin y, sin p, cos p cos y), y up, and no quaternion: look at target."""
+    """ecosystem.md: position = target + d (cos p sin y, sin p, cos p cos y), y up; no quaternion: look at it."""
     yaw, pitch, distance = math.radians(40), math.radians(25), 1.5
     position = {
         "x": distance * math.cos(pitch) * math.sin(yaw),
