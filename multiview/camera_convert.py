@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .cameras import Cameras, look_at_pose, orbit
+from .cameras import Cameras, axes_meet, look_at_pose, orbit
 
 # Half turn about x: three.js world or camera axes <-> OpenCV / 3DGS. Its own inverse.
 FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0], dtype=torch.float64))
@@ -103,7 +103,7 @@ def from_da3(geometry: dict[str, Any], radius: float | None = None) -> Cameras:
         raise ValueError("DA3_GEOMETRY holds NaN or infinity in its cameras; the pose estimate failed on these views.")
     rotation = _nearest_rotation(w2c[:, :3, :3].transpose(1, 2))
     centers = -(w2c[:, :3, :3].transpose(1, 2) @ w2c[:, :3, 3:])[..., 0]
-    centers = centers - _axes_meet(centers, rotation[:, :, 2])
+    centers = centers - axes_meet(centers, rotation[:, :, 2])
     if radius is not None:
         centers = centers * (radius / centers.norm(dim=1).mean().clamp_min(1e-12))
     pose = torch.eye(4, dtype=torch.float64).repeat(len(w2c), 1, 1)
@@ -147,15 +147,6 @@ def _nearest_rotation(matrices: Tensor) -> Tensor:
     sign = torch.ones(matrices.shape[0], 3, dtype=matrices.dtype)
     sign[:, 2] = torch.sign(torch.linalg.det(u @ vh))
     return u * sign[:, None, :] @ vh
-
-
-def _axes_meet(centers: Tensor, forward: Tensor) -> Tensor:
-    """(3,) point with the least squared distance to all view axes; the mean centre if the axes are parallel."""
-    projector = torch.eye(3, dtype=centers.dtype) - forward[:, :, None] * forward[:, None, :]
-    a, b = projector.sum(0), (projector @ centers[:, :, None]).sum(0)[:, 0]
-    if torch.linalg.cond(a) > 1e8:
-        return centers.mean(0)
-    return torch.linalg.solve(a, b)
 
 
 def _vector(xyz: dict[str, float], label: str) -> Tensor:

@@ -130,6 +130,13 @@ class Cameras:
         camera = torch.stack([x, y, torch.ones_like(x)], dim=-1)
         return self.centers(), torch.einsum("nij,nhwj->nhwi", self.c2w[:, :3, :3], camera)
 
+    def focus(self) -> Tensor:
+        """(3,) float64 point with the least squared distance to all view axes: what the cameras look at.
+
+        Cameras that look (nearly) the same way meet nowhere: the mean of the points one camera radius ahead of them.
+        """
+        return axes_meet(self.centers().double(), self.c2w[:, :3, 2].double())
+
     def subset(self, indices: Sequence[int]) -> Cameras:
         """The cameras at these indices, in this order. The result counts as an open orbit unless it is everything."""
         picked = [int(i) for i in indices]
@@ -216,6 +223,15 @@ def orbit(
         input_view=input_view,
         name=name,
     )
+
+
+def axes_meet(origins: Tensor, directions: Tensor) -> Tensor:
+    """(3,) point with the least squared distance to N lines through origins (N,3) along unit directions (N,3)."""
+    across = torch.eye(3).to(directions) - directions[:, :, None] * directions[:, None, :]
+    system = across.sum(0)
+    if torch.linalg.eigvalsh(system)[0] <= 1e-3 * len(origins):
+        return (origins + directions * origins.norm(dim=1, keepdim=True)).mean(0)
+    return torch.linalg.solve(system, (across @ origins[:, :, None]).sum(0)[:, 0])
 
 
 def even_azimuths(views: int, start_deg: float = 0.0, span_deg: float = 360.0) -> list[float]:

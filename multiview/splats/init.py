@@ -26,15 +26,9 @@ def scene_sphere(cameras: Cameras) -> tuple[Tensor, float]:
     The centre is nearest (least squares) to all optical axes; the radius is that of the largest sphere that the median
     camera sees whole. Cameras that look the same way meet nowhere: their centre is taken one camera radius ahead.
     """
-    origins, axes = cameras.centers().double(), cameras.c2w[:, :3, 2].double()
-    across = torch.eye(3, dtype=torch.float64).to(axes) - axes[:, :, None] * axes[:, None, :]
-    system = across.sum(0)
-    if torch.linalg.eigvalsh(system)[0] > 1e-3 * len(cameras):
-        center = torch.linalg.solve(system, (across @ origins[:, :, None]).sum(0)[:, 0])
-    else:
-        center = (origins + axes * cameras.radii()[:, None]).mean(0)
+    center = cameras.focus()
     half = torch.atan(0.5 / cameras.intrinsics[:, :2].double().amax(1))
-    radius = ((center - origins).norm(dim=1) * torch.sin(half)).median()
+    radius = ((center - cameras.centers().double()).norm(dim=1) * torch.sin(half)).median()
     return center.float(), max(float(radius), 1e-6)
 
 

@@ -149,6 +149,16 @@ def test_whether_an_orbit_closes():
     assert not preset("demo").subset(range(4)).closed
 
 
+def test_focus_is_what_the_cameras_look_at():
+    cams = preset("demo")
+    poses = cams.c2w.clone()
+    poses[:, :3, 3] += torch.tensor([0.3, -0.2, 0.7])
+    moved = Cameras(poses, cams.intrinsics)
+    assert torch.allclose(moved.focus(), torch.tensor([0.3, -0.2, 0.7]).double(), atol=1e-6)
+    single = orbit([0], 0.0, 2.0, 40.0)  # one axis meets nothing: a point one radius ahead
+    assert torch.allclose(single.focus(), torch.zeros(3).double(), atol=1e-6)
+
+
 def test_subset_keeps_track_of_the_input_view():
     cams = preset("sv3d_stability")
     assert cams.subset([20, 3]).input_view == 0 and cams.subset([3, 4]).input_view is None
