@@ -45,7 +45,7 @@ class FitConfig:
     reset_opacity_every: steps, 0 = never. background: "auto" or three numbers in [0,1].
     """
 
-    iterations: int = 300
+    iterations: int = 150
     points: int = 3000
     max_points: int = 10000
     init: str = "hull"
@@ -53,17 +53,17 @@ class FitConfig:
     views_per_step: int = 2
     w_l1: float = 1.0
     w_msssim: float = 0.2
-    w_mask: float = 1.0
-    lr_means: float = 4e-3
+    w_mask: float = 0.2
+    lr_means: float = 6e-3
     lr_means_final: float = 0.05
-    lr_scales: float = 2e-2
+    lr_scales: float = 8e-2
     lr_quats: float = 1e-2
-    lr_opacities: float = 5e-2
-    lr_sh: float = 2e-2
+    lr_opacities: float = 1e-1
+    lr_sh: float = 3e-2
     densify_every: int = 50
     densify_from: float = 0.1
     densify_until: float = 0.7
-    grow_grad2d: float = 1e-3
+    grow_grad2d: float = 5e-4
     grow_scale3d: float = 0.01
     prune_opacity: float = 0.02
     reset_opacity_every: int = 0
@@ -260,6 +260,11 @@ class _Densifier:
             with seeded_global_rng(self.config.seed + step, params["means"].device):
                 self.strategy.step_post_backward(params, optimizers, self.state, step, info)
             self._trim(params, optimizers)
+            if not len(params["means"]):
+                raise ValueError(
+                    "Every Gaussian faded away during the fit: the views do not fit the cameras; check that they are "
+                    "in the cameras' order and that the masks are not inverted."
+                )
         every = self.config.reset_opacity_every
         if every and step % every == 0 and step <= self.last:
             from gsplat.strategy.ops import reset_opa
