@@ -58,7 +58,8 @@ class ComfyPage:
     def alerts(self) -> list[str]:
         """What the page tells its user in dialogs and pop-up messages (missing nodes, invalid file, ...)."""
         return self.browser.evaluate(
-            "[...document.querySelectorAll('.p-toast-message, .p-dialog, [role=alertdialog], [role=dialog]')]"
+            "[...document.querySelectorAll('.p-toast-message, .p-dialog, [role=alertdialog], [role=dialog],"
+            " [data-testid=error-overlay]')]"
             ".map(e => e.innerText.trim()).filter(Boolean)"
         )
 

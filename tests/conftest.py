@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import importlib.util
 import os
 import sys
@@ -106,3 +108,50 @@ def host(host_factory, summary_note) -> ComfyHost:
 def object_info(host) -> dict:
     """Every node definition of the running host."""
     return host.object_info()
+
+
+# Where the host looks for a file that a core loader names.
+MODEL_FOLDERS = {
+    ("CheckpointLoaderSimple", "ckpt_name"): "models/checkpoints",
+    ("ImageOnlyCheckpointLoader", "ckpt_name"): "models/checkpoints",
+    ("unCLIPCheckpointLoader", "ckpt_name"): "models/checkpoints",
+    ("UNETLoader", "unet_name"): "models/diffusion_models",
+    ("VAELoader", "vae_name"): "models/vae",
+    ("LoraLoader", "lora_name"): "models/loras",
+    ("LoraLoaderModelOnly", "lora_name"): "models/loras",
+    ("ControlNetLoader", "control_net_name"): "models/controlnet",
+    ("CLIPVisionLoader", "clip_name"): "models/clip_vision",
+    ("LoadImage", "image"): "input",
+    ("LoadImageMask", "image"): "input",
+}
+
+
+# A black pixel as .gif; pictures are recognised by their content, so any name will do.
+PIXEL = base64.b64decode("R0lGODlhAQABAIAAAAAAAP///yH5BAAAAAAALAAAAAABAAEAAAIBRAA7")
+
+
+@pytest.fixture
+def placeholder_files(host):
+    """Context manager: stand-ins for the files that core loaders in a prompt ask for, so that the host's validation
+    and the page accept the names. Nothing can be run with them."""
+
+    @contextlib.contextmanager
+    def place(prompt: dict):
+        made = []
+        for node in prompt.values():
+            for (kind, name), folder in MODEL_FOLDERS.items():
+                value = node["inputs"].get(name)
+                if node["class_type"] == kind and isinstance(value, str):
+                    path = host.base / folder / value
+                    if not path.exists():
+                        path.parent.mkdir(parents=True, exist_ok=True)
+                        # The page shows input pictures; model files are only listed.
+                        path.write_bytes(PIXEL if folder == "input" else b"")
+                        made.append(path)
+        try:
+            yield
+        finally:
+            for path in made:
+                path.unlink()
+
+    return place

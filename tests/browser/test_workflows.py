@@ -20,9 +20,12 @@ def read(path: Path) -> dict:
 
 
 @by_workflow
-def test_opens_without_red_nodes_or_complaints(page, path, tmp_path):
-    page.open(read(path), path.stem)
-    time.sleep(1)  # dialogs and pop-ups appear with a delay
+def test_opens_without_red_nodes_or_complaints(page, path, object_info, placeholder_files, tmp_path):
+    workflow = read(path)
+    with placeholder_files(workflow_to_prompt(workflow, object_info)):
+        page.browser.evaluate("app.refreshComboInNodes().then(() => true)")
+        page.open(workflow, path.stem)
+        time.sleep(1)  # dialogs and pop-ups appear with a delay
     assert page.unknown_nodes() == []
     assert page.alerts() == []
     assert page.complaints(PACK_NAME, "multiview", "MV") == []

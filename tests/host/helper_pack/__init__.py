@@ -8,6 +8,8 @@ import time
 import comfy.model_management
 import comfy.utils
 import execution
+import numpy as np
+import torch
 from aiohttp import web
 from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
@@ -71,7 +73,9 @@ class Inspect(io.ComfyNode):
 
 def describe(value, depth=0):
     """A JSON-able description: tensors by shape, dtype, range, mean; containers and objects by their parts."""
-    if hasattr(value, "shape") and hasattr(value, "dtype"):
+    if isinstance(value, np.ndarray):
+        value = torch.from_numpy(value)
+    if isinstance(value, torch.Tensor):
         numbers = value.detach().float()
         figures = (
             {}
