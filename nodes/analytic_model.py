@@ -53,6 +53,10 @@ class AnalyticNetwork(torch.nn.Module):
         super().__init__()
         self.analytic = model
         self.size = tuple(model.bank.views.shape[2:4])
+        # Buffers, so that the host counts them as the model's size and moves them between devices.
+        views, fronts = model.pictures(self.size, torch.device("cpu"))
+        self.register_buffer("views", views)
+        self.register_buffer("fronts", fronts)
 
     def forward(self, x: Tensor, timesteps: Tensor, image_only_indicator: Tensor | None = None, **_unused) -> Tensor:
         views = len(self.analytic.bank.cameras)
@@ -71,9 +75,11 @@ class AnalyticNetwork(torch.nn.Module):
         scale = (sigma * sigma + 1).sqrt()[:, None, None, None]
         noisy = x[:, :3].float() * scale
         coupled = self._coupled(image_only_indicator, sets, views)
+        # Where the host loads a model in part only, buffers may still be elsewhere; otherwise .to() does nothing.
+        pictures = (self.views.to(x.device), self.fronts.to(x.device))
         denoised = torch.cat(
             [
-                self.analytic.denoise(noisy[part], sigma[part], self._reference(x[part]), coupled[part])
+                self.analytic.denoise(noisy[part], sigma[part], self._reference(x[part]), coupled[part], pictures)
                 for part in (slice(i * views, (i + 1) * views) for i in range(sets))
             ]
         )

@@ -22,8 +22,8 @@ from . import host
 from .host import CamerasType, DepthType, advanced, schema
 
 CATEGORY = "multiview/demo"
-# Views that look right one by one, and mostly agree with each other (docs/analytic_model.md).
-DEFAULT_WINDOW, DEFAULT_KAPPA = 33, 0.3
+# A family whose bank looks good (docs/analytic_model.md).
+DEFAULT_SEED = 23
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 BANK_BYTES = 1 << 30
 
@@ -38,7 +38,7 @@ class DemoObject(io.ComfyNode):
             description="A generated toy with an input picture, its true views, depth and cameras: something to try "
             "workflows on, with the right answer known.",
             inputs=[
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False,
+                io.Int.Input("seed", default=DEFAULT_SEED, min=0, max=2**31 - 1, control_after_generate=False,
                              tooltip="Which toy. The same seed always has the same front."),
                 io.Int.Input("variant", default=0, min=0, max=MAX_VARIANTS - 1,
                              tooltip="Which of its backs; the front does not tell them apart."),
@@ -93,16 +93,16 @@ class LoadDemoModel(io.ComfyNode):
                                "there (docs/trained_model.md)."),
                 io.Int.Input("resolution", default=128, min=32, max=512, step=8,
                              tooltip="Side of the views in pixels, a multiple of 8. Time grows with its square."),
-                io.Int.Input("window", default=DEFAULT_WINDOW, min=0, max=1023,
+                io.Int.Input("window", default=0, min=0, max=1023,
                              tooltip="How far the model looks around a pixel, in pixels. 0 = the whole picture: every "
                              "view is one toy. Small: each patch may be from another toy."),
-                io.Float.Input("kappa", default=DEFAULT_KAPPA, min=0.0, max=1.0, step=0.01, round=0.0001,
+                io.Float.Input("kappa", default=1.0, min=0.0, max=1.0, step=0.01, round=0.0001,
                                tooltip="How much each view heeds the others. 1 = all views count as one picture; 0 = "
                                "every view is on its own, and they contradict each other."),
                 io.Float.Input("front_bias", default=0.0, min=0.0, max=0.95, step=0.01,
                                tooltip="How readily a view shows the front although it should not: the habit that "
                                "gives generated objects a second face."),
-                io.Int.Input("seed", default=0, min=0, max=2**31 - 1, control_after_generate=False,
+                io.Int.Input("seed", default=DEFAULT_SEED, min=0, max=2**31 - 1, control_after_generate=False,
                              tooltip="Which toys the model knows. The toy of MVDemoObject with the same seed is one."),
                 advanced(io.Int.Input, "families", default=4, min=1, max=32,
                          tooltip="How many different fronts the model knows."),

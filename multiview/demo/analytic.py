@@ -80,7 +80,12 @@ class AnalyticModel:
         self._prepared: tuple | None = None
 
     def denoise(
-        self, x: Tensor, sigma: Tensor | float, reference: Tensor | None = None, coupled: Tensor | None = None
+        self,
+        x: Tensor,
+        sigma: Tensor | float,
+        reference: Tensor | None = None,
+        coupled: Tensor | None = None,
+        pictures: tuple[Tensor, Tensor] | None = None,
     ) -> Tensor:
         """Posterior mean of the clean views.
 
@@ -89,6 +94,7 @@ class AnalyticModel:
         reference: (3,H,W) or (1,3,H,W) in [-1,1], the input picture; None drops it (all members equally likely).
         coupled: (N,) bool, False where a view must not see the others: their term is dropped for that view. What it
         lends to the views that are coupled stays. None = all coupled.
+        pictures: what self.pictures gave, for callers that keep them on the device themselves.
         Returns (N,3,H,W) like x. Memory beyond the bank: 4 to 8 bytes per member, view and pixel.
         """
         n = self.bank.views.shape[1]
@@ -105,7 +111,7 @@ class AnalyticModel:
         coupled = coupled.to(x.device, torch.bool)
         if coupled.shape != (n,):
             raise ValueError(f"coupled must hold one flag for each of the {n} views, got shape {tuple(coupled.shape)}.")
-        views, fronts = self._pictures(x)
+        views, fronts = pictures or self.pictures(tuple(x.shape[2:]), x.device)
         log_prior = self.log_prior(reference, fronts)
         alive = (log_prior > -math.inf).nonzero()[:, 0].tolist()
         front_of = self.front_of.tolist()
@@ -125,7 +131,7 @@ class AnalyticModel:
         if reference.ndim != 4 or reference.shape[:2] != (1, 3):
             raise ValueError(f"The reference must be one picture (3,H,W) in [-1,1], got {tuple(reference.shape)}.")
         if fronts is None:
-            _, fronts = self._pictures(reference)
+            _, fronts = self.pictures(tuple(reference.shape[2:]), reference.device)
         if reference.shape[2:] != fronts.shape[2:]:
             raise ValueError(
                 f"The reference is {tuple(reference.shape[2:])} but the views are {tuple(fronts.shape[2:])} pixels; "
@@ -137,14 +143,15 @@ class AnalyticModel:
         log_p = torch.where(log_p < -REFERENCE_CUTOFF, -math.inf, log_p)
         return log_p[self.front_of]
 
-    def _pictures(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        """uint8 views (K,N,3,H,W) and distinct fronts (F,3,H,W) at the size and on the device of `like`."""
-        key = (tuple(like.shape[2:]), like.device)
-        if self._prepared is None or self._prepared[0] != key:
+    def pictures(self, size: tuple[int, int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """uint8 views (K,N,3,H,W) and distinct fronts (F,3,H,W) at (height, width) `size` on `device`."""
+        prepared = self._prepared
+        if prepared is None or prepared[0] != (size, device):
             fronts, _ = _unique_pictures(self.bank.references)
-            views = torch.stack([_resized(member, key[0]) for member in self.bank.views])
-            self._prepared = (key, views.to(like.device), _resized(fronts, key[0]).to(like.device))
-        return self._prepared[1], self._prepared[2]
+            views = torch.stack([_resized(member, size) for member in self.bank.views])
+            prepared = ((size, device), views.to(device), _resized(fronts, size).to(device))
+            self._prepared = prepared
+        return prepared[1], prepared[2]
 
 
 def _unique_pictures(references: Tensor) -> tuple[Tensor, Tensor]:
