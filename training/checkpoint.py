@@ -1,7 +1,7 @@
 """Training state as safetensors: weights, optimizer moments and random generators as tensors, everything else as JSON.
 
-No pickle, so a checkpoint from somebody else cannot run code. Written to a temporary name first, so that a training that
-is stopped while saving keeps its previous checkpoint.
+No pickle, so a checkpoint from somebody else cannot run code. Written to a temporary name first, so that a training
+that is stopped while saving keeps its previous checkpoint.
 """
 
 from __future__ import annotations
@@ -22,8 +22,11 @@ def write_tensors(path: str | Path, tensors: dict[str, Tensor], meta: dict) -> N
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
     # Fresh copies: safetensors refuses tensors that share memory.
-    save_file({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, str(temporary),
-              metadata={"format": "pt", "meta": json.dumps(meta)})
+    save_file(
+        {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()},
+        str(temporary),
+        metadata={"format": "pt", "meta": json.dumps(meta)},
+    )
     os.replace(temporary, path)
 
 
@@ -32,6 +35,12 @@ def read_tensors(path: str | Path) -> tuple[dict[str, Tensor], dict]:
     with safe_open(str(path), framework="pt") as file:
         meta = json.loads((file.metadata() or {}).get("meta", "{}"))
         return {key: file.get_tensor(key) for key in file.keys()}, meta
+
+
+def read_meta(path: str | Path) -> dict:
+    """The JSON header alone."""
+    with safe_open(str(path), framework="pt") as file:
+        return json.loads((file.metadata() or {}).get("meta", "{}"))
 
 
 def save_state(path, modules: dict, optimizer, generators: dict[str, torch.Generator], meta: dict) -> None:
@@ -53,7 +62,7 @@ def load_state(path, modules: dict, optimizer, generators: dict[str, torch.Gener
     tensors, meta = read_tensors(path)
     for name, module in modules.items():
         prefix = f"module.{name}."
-        part = {k[len(prefix):]: v for k, v in tensors.items() if k.startswith(prefix)}
+        part = {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
         wanted = module.state_dict()
         if part.keys() != wanted.keys() or any(part[k].shape != wanted[k].shape for k in wanted):
             raise ValueError(f"{path} was written for another '{name}' model; give the options it was started with.")

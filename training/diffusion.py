@@ -25,21 +25,35 @@ def draw_sigmas(count: int, config: VideoConfig, generator: torch.Generator) -> 
     return torch.where(pick, uniform, normal).clamp(low, high).exp()
 
 
-def apply_unet(unet: nn.Module, x: Tensor, sigma: Tensor, cond: dict[str, Tensor], views: int, dtype=torch.float32,
-               images_only: Tensor | None = None) -> Tensor:
-    """Raw output F for x (BV,C,h,w) at sigma (BV,), computed in dtype, returned in float32. images_only: (B,V) 0 or 1."""
+def apply_unet(
+    unet: nn.Module,
+    x: Tensor,
+    sigma: Tensor,
+    cond: dict[str, Tensor],
+    views: int,
+    dtype=torch.float32,
+    images_only: Tensor | None = None,
+) -> Tensor:
+    """Raw output F for x (BV,C,h,w) at sigma (BV,), computed in dtype, returned as float32. images_only: (B,V)."""
     scaled = x / (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
     if images_only is None:
         images_only = torch.zeros(x.shape[0] // views, views, device=x.device)
     return unet(
-        torch.cat([scaled, cond["concat"]], dim=1).to(dtype), 0.25 * sigma.log(), context=cond["context"].to(dtype),
-        y=cond["y"].to(dtype), num_video_frames=views, image_only_indicator=images_only,
+        torch.cat([scaled, cond["concat"]], dim=1).to(dtype),
+        0.25 * sigma.log(),
+        context=cond["context"].to(dtype),
+        y=cond["y"].to(dtype),
+        num_video_frames=views,
+        image_only_indicator=images_only,
     ).float()
 
 
-def v_loss(unet: nn.Module, clean: Tensor, config: VideoConfig, generator: torch.Generator, dtype=torch.float32) -> Tensor:
-    """(B,) loss of each scene. clean: (B,V,C,h,w), view 0 is the input view. The squared error of the v-prediction, which
-    weighs all noise levels alike (EDM's weighting, Karras et al. 2022, equation 8)."""
+def v_loss(
+    unet: nn.Module, clean: Tensor, config: VideoConfig, generator: torch.Generator, dtype=torch.float32
+) -> Tensor:
+    """(B,) loss of each scene. clean: (B,V,C,h,w), view 0 is the input view. The squared error of the v-prediction,
+    which weighs all noise levels alike (EDM's weighting, Karras et al. 2022, equation 8).
+    """
     scenes, views = clean.shape[:2]
     device = clean.device
     sigma = draw_sigmas(scenes, config, generator).to(device)
@@ -64,8 +78,16 @@ def karras_sigmas(steps: int, low: float, high: float, rho: float = 7.0) -> Tens
 
 
 @torch.no_grad()
-def sample(unet: nn.Module, config: VideoConfig, reference: Tensor, views: int, generator: torch.Generator, steps: int = 20,
-           cfg: float = 1.0, dtype=torch.float32) -> Tensor:
+def sample(
+    unet: nn.Module,
+    config: VideoConfig,
+    reference: Tensor,
+    views: int,
+    generator: torch.Generator,
+    steps: int = 20,
+    cfg: float = 1.0,
+    dtype=torch.float32,
+) -> Tensor:
     """Euler sampling of all views from input-view latents (B,C,h,w) -> (B,V,C,h,w)."""
     scenes, device = reference.shape[0], reference.device
     sigmas = karras_sigmas(steps, config.sigma_min, config.sigma_max).tolist()
@@ -82,7 +104,8 @@ def sample(unet: nn.Module, config: VideoConfig, reference: Tensor, views: int, 
 
 
 def pose_errors(views: Tensor, truth: Tensor) -> Tensor:
-    """(B,V-1) degrees between each view's azimuth and that of the true view it resembles most. Without view 0, the input.
+    """(B,V-1) degrees between each view's azimuth and that of the true view it resembles most. Without view 0, the
+    input.
 
     views, truth: (B,V,...) of even orbits. A set whose views all show the input scores 180 for the back; guessing at
     random about 88 with 8 or 16 views.

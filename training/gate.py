@@ -1,10 +1,11 @@
-"""Judge a trained model: `python training gate --model FILE --pool DIR --held-out DIR --out DIR`. See docs/trained_model.md.
+"""Judge a trained video model on held-out objects: `python training gate`, see docs/trained_model.md.
 
-On held-out objects it compares the sampled views with the true ones, by azimuth, beside three things that need no model: the
-input picture copied to every view, the mean picture of each view over the training pool, and the views of the training
-object whose front resembles the input most. The gate: better than the copy and than the nearest object in PSNR, and a mean
-pose error (azimuth of the true view each sampled view resembles most) of at most 30 degrees. PSNR alone would not show
-that nothing turns. Writes gate.json, a contact sheet, and the gate's verdict as the exit code (0 passed, 1 not).
+It compares the sampled views with the true ones, by azimuth, beside three things that need no
+model: the input picture copied to every view, the mean picture of each view over the training pool, and the views of
+the training object whose front resembles the input most. The gate: better than the copy and than the nearest object
+in PSNR, and a mean pose error (azimuth of the true view each sampled view resembles most) of at most 30 degrees. PSNR
+alone would not show that nothing turns. Writes gate.json, a contact sheet, and the gate's verdict as the exit code (0
+passed, 1 not).
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from ..multiview.demo.video_unet import check_weights, read_checkpoint
 from ..multiview.splats.losses import psnr, ssim
 from .comfy_classes import build_autoencoder, build_unet
 from .diffusion import pose_errors, sample
+from .pictures import write_png
 from .pool import load_pool
 from .video_data import encode_pictures, white_pictures
 
@@ -38,7 +40,18 @@ def load_model(path: Path, device="cpu"):
 
 
 @torch.no_grad()
-def sample_pictures(config, unet, vae, references: Tensor, seed: int, steps: int, cfg: float, device, dtype=torch.float32, scenes: int = 8) -> Tensor:
+def sample_pictures(
+    config,
+    unet,
+    vae,
+    references: Tensor,
+    seed: int,
+    steps: int,
+    cfg: float,
+    device,
+    dtype=torch.float32,
+    scenes: int = 8,
+) -> Tensor:
     """References (K,S,S,3) in [0,1] -> views (K,V,S,S,3) in [0,1]."""
     generator = torch.Generator().manual_seed(seed)
     out = []
@@ -51,13 +64,17 @@ def sample_pictures(config, unet, vae, references: Tensor, seed: int, steps: int
 
 
 def nearest_objects(references: Tensor, pool: Tensor) -> Tensor:
-    """(K,) index of the pool object whose view 0 has the least squared difference. references (K,S,S,3), pool (P,V,S,S,3) uint8."""
+    """(K,) index of the pool object whose view 0 has the least squared difference. references (K,S,S,3), pool
+    (P,V,S,S,3) uint8.
+    """
     fronts = pool[:, 0].flatten(1).float() / 255
     return torch.cdist(references.flatten(1), fronts).argmin(dim=1)
 
 
 def measure(views: Tensor, truth: Tensor) -> dict:
-    """(K,V,S,S,3) both -> PSNR and SSIM by view and their means without view 0 (the input), pose error, share within 30 degrees."""
+    """(K,V,S,S,3) both -> PSNR and SSIM by view and their means without view 0 (the input), pose error, share within
+    30 degrees.
+    """
     k, v = truth.shape[:2]
     p = psnr(views.flatten(0, 1), truth.flatten(0, 1)).clamp(max=60).view(k, v)
     s = ssim(views.flatten(0, 1), truth.flatten(0, 1)).view(k, v)
@@ -92,19 +109,27 @@ def verdict(table: dict[str, dict]) -> tuple[bool, list[str]]:
     for name in ("copy_of_input", "nearest_object"):
         better = model["psnr"] > table[name]["psnr"]
         passed &= better
-        lines.append(f"PSNR {model['psnr']:.2f} dB is {'above' if better else 'not above'} {name} at {table[name]['psnr']:.2f} dB.")
+        lines.append(
+            f"PSNR {model['psnr']:.2f} dB is {'above' if better else 'not above'} "
+            f"{name} at {table[name]['psnr']:.2f} dB."
+        )
     right = model["pose_error"] <= POSE_LIMIT
-    lines.append(f"Mean pose error {model['pose_error']:.0f} degrees is {'within' if right else 'not within'} {POSE_LIMIT:.0f} (chance about 88).")
+    lines.append(
+        f"Mean pose error {model['pose_error']:.0f} degrees is {'within' if right else 'not within'} "
+        f"{POSE_LIMIT:.0f} (chance about 88)."
+    )
     return passed and right, lines
 
 
 def contact_sheet(truth: Tensor, views: Tensor, path: Path, objects: int = 6, columns: int = 8) -> None:
     """Two rows for each object: true views above, sampled ones below; every second of 16 views."""
-    from PIL import Image
-
     step = max(1, truth.shape[1] // columns)
-    rows = [torch.cat(list(r[k, ::step][:columns]), dim=1) for k in range(min(objects, truth.shape[0])) for r in (truth, views)]
-    Image.fromarray((torch.cat(rows) * 255).round().to(torch.uint8).numpy()).save(path)
+    rows = [
+        torch.cat(list(r[k, ::step][:columns]), dim=1)
+        for k in range(min(objects, truth.shape[0]))
+        for r in (truth, views)
+    ]
+    write_png(path, (torch.cat(rows) * 255).round().to(torch.uint8))
 
 
 def main(argv: list[str]) -> int:
@@ -129,17 +154,41 @@ def main(argv: list[str]) -> int:
     fronts = load_pool(args.pool, args.pool_objects, ("rgb", "alpha", "seed"))
     if int(fronts["seed"].max()) >= int(held_out["seed"].min()):
         raise SystemExit("The training pool contains held-out objects; make pools with the right --first.")
-    pool = torch.stack([(white_pictures(fronts, k)[::step] * 255).round().to(torch.uint8) for k in range(len(fronts["seed"]))])
-    views = sample_pictures(config, unet, vae, truth[:, 0], args.seed, args.steps, args.cfg, args.device,
-                            torch.bfloat16 if args.bf16 else torch.float32)
+    pool = torch.stack(
+        [(white_pictures(fronts, k)[::step] * 255).round().to(torch.uint8) for k in range(len(fronts["seed"]))]
+    )
+    views = sample_pictures(
+        config,
+        unet,
+        vae,
+        truth[:, 0],
+        args.seed,
+        args.steps,
+        args.cfg,
+        args.device,
+        torch.bfloat16 if args.bf16 else torch.float32,
+    )
     table = compare(views, truth, pool)
     passed, lines = verdict(table)
     args.out.mkdir(parents=True, exist_ok=True)
-    report = {"passed": passed, "verdict": lines, "objects": len(truth), "views": config.views, "steps": args.steps, "cfg": args.cfg,
-              "seed": args.seed, "pool_objects": len(pool), "training": meta, "table": table}
+    report = {
+        "passed": passed,
+        "verdict": lines,
+        "objects": len(truth),
+        "views": config.views,
+        "steps": args.steps,
+        "cfg": args.cfg,
+        "seed": args.seed,
+        "pool_objects": len(pool),
+        "training": meta,
+        "table": table,
+    }
     (args.out / "gate.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     contact_sheet(truth, views, args.out / "gate_views.png")
     for name, row in table.items():
-        print(f"{name:15} PSNR {row['psnr']:.2f}  SSIM {row['ssim']:.3f}  pose {row['pose_error']:.0f} deg  within 30: {row['within_30']:.0%}")
+        print(
+            f"{name:15} PSNR {row['psnr']:.2f}  SSIM {row['ssim']:.3f}  pose {row['pose_error']:.0f} deg  "
+            f"within 30: {row['within_30']:.0%}"
+        )
     print("PASSED" if passed else "NOT PASSED", *lines, sep="\n", flush=True)
     return 0 if passed else 1

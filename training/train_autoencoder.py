@@ -1,7 +1,7 @@
-"""Train the demo model's autoencoder: `python training autoencoder --minutes 5 --device cuda`. See docs/trained_model.md.
+"""Train the demo model's autoencoder: `python training autoencoder`, see docs/trained_model.md.
 
-Pictures come from a pool made by `python training render --kind orbit`. Resumable: the same command goes on from its last
-state. Writes autoencoder.safetensors in half precision, its latents normalised per channel.
+Pictures come from a pool made by `python training render --kind orbit`. Resumable: the same command goes on from its
+last state. Writes autoencoder.safetensors in half precision, its latents normalised per channel.
 """
 
 from __future__ import annotations
@@ -53,9 +53,18 @@ def reconstruction_loss(output: Tensor, target: Tensor) -> Tensor:
 class AutoencoderTraining:
     """Model, optimizer and random generator of one training; step() makes one update."""
 
-    def __init__(self, config: VideoConfig, pool: dict[str, Tensor], seed=0, total=4000, batch=32, rate=1e-3, device="cpu"):
+    def __init__(
+        self, config: VideoConfig, pool: dict[str, Tensor], seed=0, total=4000, batch=32, rate=1e-3, device="cpu"
+    ):
         torch.manual_seed(seed)
-        self.config, self.pool, self.total, self.batch, self.rate, self.device = config, pool, total, batch, rate, device
+        self.config, self.pool, self.total, self.batch, self.rate, self.device = (
+            config,
+            pool,
+            total,
+            batch,
+            rate,
+            device,
+        )
         self.model = build_autoencoder(config, device)
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=rate, betas=(0.9, 0.99), weight_decay=0.01)
         self.generator = torch.Generator().manual_seed(seed)
@@ -89,11 +98,16 @@ class AutoencoderTraining:
 
 @torch.no_grad()
 def fold_normalisation(model: nn.Module, pool: dict[str, Tensor], device, pictures: int = 512, seed: int = 0) -> None:
-    """Change the 1x1 convolutions around the latent so that its channels have mean 0 and spread 1; decoding stays the same."""
+    """Change the 1x1 convolutions around the latent so that its channels have mean 0 and spread 1; decoding stays
+    the same.
+    """
     generator = torch.Generator().manual_seed(seed)
-    latents = torch.cat([
-        model.encode(picture_batch(pool, min(32, pictures), generator, device) * 2 - 1) for _ in range(max(1, pictures // 32))
-    ])
+    latents = torch.cat(
+        [
+            model.encode(picture_batch(pool, min(32, pictures), generator, device) * 2 - 1)
+            for _ in range(max(1, pictures // 32))
+        ]
+    )
     mean, spread = latents.mean(dim=(0, 2, 3)), latents.std(dim=(0, 2, 3)).clamp_min(1e-6)
     channels = mean.shape[0]
     before, after = model.quant_conv, model.post_quant_conv
@@ -143,8 +157,14 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 def config_of(args) -> VideoConfig:
     return replace(
-        VideoConfig(), size=args.size, views=args.views, latent_channels=args.latent_channels, model_channels=args.channels,
-        channel_mult=tuple(args.mult), num_res_blocks=args.blocks, vae_mult=tuple(args.vae_mult),
+        VideoConfig(),
+        size=args.size,
+        views=args.views,
+        latent_channels=args.latent_channels,
+        model_channels=args.channels,
+        channel_mult=tuple(args.mult),
+        num_res_blocks=args.blocks,
+        vae_mult=tuple(args.vae_mult),
     )
 
 
@@ -169,7 +189,9 @@ def main(argv: list[str]) -> int:
     pool = load_pool(args.pool, args.objects, keys)
     held_out = load_pool(args.held_out, 32, keys)
     if pool["rgb"].shape[2] != args.size:
-        raise SystemExit(f"The pool's pictures have {pool['rgb'].shape[2]} px, the model {args.size}; render at that size.")
+        raise SystemExit(
+            f"The pool's pictures have {pool['rgb'].shape[2]} px, the model {args.size}; render at that size."
+        )
     training = AutoencoderTraining(config_of(args), pool, args.seed, args.steps, args.batch, args.rate, args.device)
     state = args.work / "autoencoder_state.safetensors"
     used = training.load(state)["seconds"] if state.is_file() else 0.0
@@ -186,8 +208,13 @@ def main(argv: list[str]) -> int:
     training.model.eval()
     before = reconstruction_psnr(training.model, held_out, args.device)
     fold_normalisation(training.model, pool, args.device)
-    meta = {"steps": training.done, "seed": args.seed, "seconds": round(budget.seconds), "held_out_psnr": round(before, 2),
-            "held_out_psnr_normalised": round(reconstruction_psnr(training.model, held_out, args.device), 2)}
+    meta = {
+        "steps": training.done,
+        "seed": args.seed,
+        "seconds": round(budget.seconds),
+        "held_out_psnr": round(before, 2),
+        "held_out_psnr_normalised": round(reconstruction_psnr(training.model, held_out, args.device), 2),
+    }
     export(training.model, training.config, args.work / "autoencoder.safetensors", meta)
     print(json.dumps(meta))
     return 0

@@ -1,8 +1,8 @@
 """Train the depth network: `python training depth --minutes 25`. See docs/depth_net.md.
 
-Renders its pools first (about 7 minutes on one core), trains on random views, sizes and backgrounds, keeps an averaged copy of the
-weights, and writes that in half precision. Stop it at any time: the same command goes on from the last checkpoint, and ends
-with the same weights as if it had not been stopped.
+Renders its pools first (about 7 minutes on one core), trains on random views, sizes and backgrounds, keeps an
+averaged copy of the weights, and writes that in half precision. Stop it at any time: the same command goes on from
+the last checkpoint, and ends with the same weights as if it had not been stopped.
 """
 
 from __future__ import annotations
@@ -16,11 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..multiview.demo.depth_net import FORMAT, TOLERANCE, WEIGHTS, DepthNet
-from ..multiview.demo.objects import GENERATOR_VERSION, HELD_OUT_SEED
+from ..multiview.cameras import orbit
+from ..multiview.demo.depth_net import FORMAT, TOLERANCE, WEIGHTS, DepthNet, estimate_depth, load_depth_net
+from ..multiview.demo.objects import GENERATOR_VERSION, HELD_OUT_SEED, make_object
+from ..multiview.demo.raycast import render_object
 from .checkpoint import load_state, save_state, write_tensors
-from .depth_data import at_size, loss_of, make_batch, mean_map, sphere_map
-from .pool import load_pool, render_pool
+from .depth_data import SIZE, at_size, loss_of, make_batch, mean_map, sphere_map
+from .pictures import depth_sheet
+from .pool import ORBIT_FOV, ORBIT_RADIUS, load_pool, render_pool
 from .schedule import Budget, cosine, update_average
 
 
@@ -31,7 +34,9 @@ def half_height_units(pool: dict[str, Tensor]) -> Tensor:
 
 
 @torch.no_grad()
-def validate(net: DepthNet, pool: dict[str, Tensor], mean: Tensor, size: int = 96, background: float = 1.0) -> dict[str, float]:
+def validate(
+    net: DepthNet, pool: dict[str, Tensor], mean: Tensor, size: int = SIZE, background: float = 1.0
+) -> dict[str, float]:
     """Mean absolute depth errors in world units inside the objects: the network's, and three baselines' that see more
     (the true silhouette) or know the training set. Also the mask's IoU and how often the stated confidence holds."""
     k, v = pool["rgb"].shape[:2]
@@ -91,8 +96,13 @@ class DepthTraining:
         return float(loss.detach()), float(error)
 
     def save(self, path: Path, meta: dict) -> None:
-        save_state(path, {"net": self.net, "average": self.average}, self.optimizer, {"data": self.generator},
-                   {**meta, "step": self.done})
+        save_state(
+            path,
+            {"net": self.net, "average": self.average},
+            self.optimizer,
+            {"data": self.generator},
+            {**meta, "step": self.done},
+        )
 
     def load(self, path: Path) -> dict:
         meta = load_state(path, {"net": self.net, "average": self.average}, self.optimizer, {"data": self.generator})
@@ -103,6 +113,22 @@ class DepthTraining:
 def export(net: DepthNet, path: Path, meta: dict) -> None:
     """The weights to ship: half precision, the figures in the header."""
     write_tensors(path, {k: v.half() for k, v in net.state_dict().items()}, {"format": FORMAT, **meta})
+
+
+def picture(
+    net: DepthNet, path: Path, seeds: range = range(HELD_OUT_SEED + 900, HELD_OUT_SEED + 908), size: int = 128
+) -> None:
+    """The model card's picture: objects that neither training nor validation has seen, each from another side of the
+    demo orbit.
+    """
+    columns = []
+    for index, seed in enumerate(seeds):
+        cameras = orbit([15.0 + 45.0 * index], 15.0, ORBIT_RADIUS, ORBIT_FOV)
+        shot = render_object(make_object(seed), cameras, size)
+        depth, confidence = estimate_depth(net, shot.rgb, cameras)
+        offsets = [torch.where(z > 0, ORBIT_RADIUS - z, torch.full_like(z, torch.nan)) for z in (shot.depth, depth)]
+        columns.append((shot.rgb, *offsets, confidence))
+    depth_sheet(*(torch.cat(parts) for parts in zip(*columns, strict=True)), path)
 
 
 def main(argv: list[str]) -> int:
@@ -119,8 +145,14 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--minutes", type=float, default=30.0, help="training time of this call, without rendering")
     parser.add_argument("--check-every", type=int, default=500)
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument(
+        "--picture", type=Path, default=None, help="only draw the model card's picture of --out into this file"
+    )
     args = parser.parse_args(argv)
     torch.set_num_threads(args.threads)
+    if args.picture:
+        picture(load_depth_net(args.out), args.picture)
+        return 0
     render_pool(args.work / "depth", 0, args.objects, args.views, 128)
     render_pool(args.work / "depth_val", HELD_OUT_SEED, args.held_out, 8, 128)
     pool = load_pool(args.work / "depth", args.objects)
@@ -138,14 +170,27 @@ def main(argv: list[str]) -> int:
             raise RuntimeError(f"The loss is {loss} at step {training.done}; lower --rate.")
         seen.append(error)
         if training.done % 100 == 0:
-            print(f"step {training.done}  loss {loss:.3f}  error {sum(seen[-100:]) / len(seen[-100:]):.4f}  {budget.seconds:.0f} s", flush=True)
-        if training.done % args.check_every == 0:
+            print(
+                f"step {training.done}  loss {loss:.3f}  error {sum(seen[-100:]) / len(seen[-100:]):.4f}  "
+                f"{budget.seconds:.0f} s",
+                flush=True,
+            )
             training.save(state, {"seconds": budget.seconds})
-            print(json.dumps({k: round(v, 4) for k, v in validate(training.average, held_out, mean).items()}), flush=True)
+        if training.done % args.check_every == 0:
+            print(
+                json.dumps({k: round(v, 4) for k, v in validate(training.average, held_out, mean).items()}), flush=True
+            )
     training.save(state, {"seconds": budget.seconds})
     figures = validate(training.average, held_out, mean)
-    meta = {"steps": training.done, "seed": args.seed, "objects": int(pool["rgb"].shape[0]), "views": args.views,
-            "seconds": round(budget.seconds), "generator_version": GENERATOR_VERSION, "held_out": figures}
+    meta = {
+        "steps": training.done,
+        "seed": args.seed,
+        "objects": int(pool["rgb"].shape[0]),
+        "views": args.views,
+        "seconds": round(budget.seconds),
+        "generator_version": GENERATOR_VERSION,
+        "held_out": figures,
+    }
     export(training.average.eval(), args.out, meta)
     print(json.dumps(meta, indent=1))
     return 0

@@ -1,8 +1,8 @@
-"""Train the video UNet: `python training video --pool DIR --held-out DIR --minutes 9 --device cuda`. See docs/trained_model.md.
+"""Train the video UNet: `python training video`, see docs/trained_model.md.
 
-Needs an autoencoder (`python training autoencoder`) and pools of orbits (`python training render --kind orbit`), which may
-still be growing. Resumable; with a pool that does not grow, a stopped and continued training ends with the same weights.
-Checks now and then on held-out objects whether azimuth is being learned, and gives up when it is not.
+Needs an autoencoder (`python training autoencoder`) and pools of orbits (`python training render --kind orbit`),
+which may still be growing. Resumable; with a pool that does not grow, a stopped and continued training ends with the
+same weights. Checks now and then on held-out objects whether azimuth is being learned, and gives up when it is not.
 """
 
 from __future__ import annotations
@@ -31,8 +31,18 @@ NOT_TURNING = 3
 class VideoTraining:
     """UNet, averaged copy, optimizer and random generator of one training; step() makes one update."""
 
-    def __init__(self, config: VideoConfig, pool: LatentPool, seed=0, total=20000, batch=32, rate=7e-4, device="cpu",
-                 dtype=torch.float32, decay=0.999):
+    def __init__(
+        self,
+        config: VideoConfig,
+        pool: LatentPool,
+        seed=0,
+        total=20000,
+        batch=32,
+        rate=7e-4,
+        device="cpu",
+        dtype=torch.float32,
+        decay=0.999,
+    ):
         torch.manual_seed(seed)
         self.config, self.pool, self.total, self.batch = config, pool, total, batch
         self.rate, self.device, self.dtype, self.decay = rate, device, dtype, decay
@@ -65,12 +75,21 @@ class VideoTraining:
         errors = pose_errors(views, truth)
         others = (views - truth)[:, 1:].square().mean()
         copied = (truth[:, :1] - truth)[:, 1:].square().mean()
-        return {"held_out_loss": float(loss), "pose_error": float(errors.mean()),
-                "within_30": float((errors <= 30).float().mean()), "error_against_copy": float(others / copied)}
+        return {
+            "held_out_loss": float(loss),
+            "pose_error": float(errors.mean()),
+            "within_30": float((errors <= 30).float().mean()),
+            "error_against_copy": float(others / copied),
+        }
 
     def save(self, path: Path, meta: dict) -> None:
-        save_state(path, {"unet": self.unet, "average": self.average}, self.optimizer, {"data": self.generator},
-                   {**meta, "step": self.done})
+        save_state(
+            path,
+            {"unet": self.unet, "average": self.average},
+            self.optimizer,
+            {"data": self.generator},
+            {**meta, "step": self.done},
+        )
 
     def load(self, path: Path) -> dict:
         meta = load_state(path, {"unet": self.unet, "average": self.average}, self.optimizer, {"data": self.generator})
@@ -121,8 +140,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--pool", type=Path, required=True)
     parser.add_argument("--held-out", type=Path, required=True)
     parser.add_argument("--work", type=Path, default=Path("/tmp/mvtrain"), help="state, and autoencoder.safetensors")
-    parser.add_argument("--out", type=Path, default=None, help="the model's file; default trained_model.safetensors in --work")
-    parser.add_argument("--parts", type=Path, default=None, help="also write the model in parts of 15 MB into this folder")
+    parser.add_argument(
+        "--out", type=Path, default=None, help="the model's file; default trained_model.safetensors in --work"
+    )
+    parser.add_argument(
+        "--parts", type=Path, default=None, help="also write the model in parts of 15 MB into this folder"
+    )
     parser.add_argument("--join", type=Path, default=None, help="only join parts from this folder into --out")
     add_model_options(parser)
     parser.add_argument("--objects", type=int, default=None)
@@ -132,7 +155,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--minutes", type=float, default=9.0, help="time of this call")
     parser.add_argument("--check-every", type=float, default=60.0, help="seconds between checks of what is learned")
-    parser.add_argument("--give-up-after", type=float, default=300.0, help="seconds of training after which views must turn")
+    parser.add_argument("--check-scenes", type=int, default=16, help="held-out objects sampled in a check")
+    parser.add_argument(
+        "--give-up-after", type=float, default=300.0, help="seconds of training after which views must turn"
+    )
     parser.add_argument("--turning", type=float, default=75.0, help="mean pose error (degrees) that counts as turning")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--bf16", action="store_true", help="products in bfloat16")
@@ -148,44 +174,82 @@ def main(argv: list[str]) -> int:
 def train(args, out: Path) -> int:
     torch.set_num_threads(args.threads)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
     config = config_of(args)
+    if not (args.work / "autoencoder.safetensors").is_file():
+        raise SystemExit(
+            f"There is no autoencoder.safetensors in {args.work}; run `python training autoencoder` first."
+        )
     vae, vae_config, _ = load_autoencoder(args.work / "autoencoder.safetensors", args.device)
-    if (vae_config.size, vae_config.latent_channels, vae_config.vae_mult) != (config.size, config.latent_channels, config.vae_mult):
-        raise SystemExit("The autoencoder was trained with other --size, --latent-channels or --vae-mult; use the same options.")
+    if (vae_config.size, vae_config.latent_channels, vae_config.vae_mult) != (
+        config.size,
+        config.latent_channels,
+        config.vae_mult,
+    ):
+        raise SystemExit(
+            "The autoencoder was trained with other --size, --latent-channels or --vae-mult; use the same options."
+        )
     budget = Budget(args.minutes)
     pool = LatentPool(args.pool, vae, config.views, args.device, args.objects)
     held_out = LatentPool(args.held_out, vae, config.views, args.device, 32)
-    training = VideoTraining(config, pool, args.seed, args.steps, args.batch, args.rate, args.device,
-                             torch.bfloat16 if args.bf16 else torch.float32)
+    training = VideoTraining(
+        config,
+        pool,
+        args.seed,
+        args.steps,
+        args.batch,
+        args.rate,
+        args.device,
+        torch.bfloat16 if args.bf16 else torch.float32,
+    )
     state, log = args.work / "video_state.safetensors", args.work / "video_log.jsonl"
     if state.is_file():
         budget.used = training.load(state)["seconds"]
-    print(f"{sum(p.numel() for p in training.unet.parameters()) / 1e6:.1f} M parameters, {pool.latents.shape[0]} objects, "
-          f"from step {training.done}", flush=True)
+    print(
+        f"{sum(p.numel() for p in training.unet.parameters()) / 1e6:.1f} M parameters, {len(pool)} objects, "
+        f"from step {training.done}",
+        flush=True,
+    )
     checked, losses, outcome, figures = budget.seconds, [], 0, {}
     while training.done < args.steps and not budget.over():
         losses.append(training.step())
         if training.done % 50 == 0 and not math.isfinite(float(losses[-1])):
             raise RuntimeError(f"The loss is not finite at step {training.done}; lower --rate.")
         if budget.seconds - checked >= args.check_every:
-            figures = training.check(held_out)
+            figures = training.check(held_out, args.check_scenes)
             mean = float(torch.stack(losses).mean())
-            line = {"step": training.done, "seconds": round(budget.seconds), "scenes": training.done * args.batch,
-                    "objects": pool.refresh(), "loss": mean, **figures}
+            line = {
+                "step": training.done,
+                "seconds": round(budget.seconds),
+                "scenes": training.done * args.batch,
+                "objects": pool.refresh(),
+                "loss": mean,
+                **figures,
+            }
             print(json.dumps({k: round(v, 4) for k, v in line.items()}), flush=True)
             with open(log, "a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
             training.save(state, {"seconds": budget.seconds})
             checked, losses = budget.seconds, []
             if budget.seconds > args.give_up_after and figures["pose_error"] > args.turning:
-                print(f"Stopped: after {budget.seconds:.0f} s of training the views do not turn "
-                      f"(pose error {figures['pose_error']:.0f} degrees, chance is 88).", flush=True)
+                print(
+                    f"Stopped: after {budget.seconds:.0f} s of training the views do not turn "
+                    f"(pose error {figures['pose_error']:.0f} degrees, chance is 88).",
+                    flush=True,
+                )
                 outcome = NOT_TURNING
                 break
     training.save(state, {"seconds": budget.seconds})
-    figures = training.check(held_out)
-    meta = {"steps": training.done, "scenes": training.done * args.batch, "objects": pool.latents.shape[0], "seed": args.seed,
-            "seconds": round(budget.seconds), "generator_version": GENERATOR_VERSION, "check": figures}
+    figures = training.check(held_out, args.check_scenes)
+    meta = {
+        "steps": training.done,
+        "scenes": training.done * args.batch,
+        "objects": pool.latents.shape[0],
+        "seed": args.seed,
+        "seconds": round(budget.seconds),
+        "generator_version": GENERATOR_VERSION,
+        "check": figures,
+    }
     export(training.average, args.work / "autoencoder.safetensors", config, out, meta)
     if args.parts:
         write_parts(out, args.parts)

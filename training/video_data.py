@@ -26,9 +26,7 @@ def white_pictures(pool: dict[str, Tensor], objects=slice(None)) -> Tensor:
 @torch.no_grad()
 def encode_pictures(vae: nn.Module, images: Tensor, device, batch: int = 64) -> Tensor:
     """(N,S,S,3) in [0,1] -> latents (N,C,h,w) half precision on the device."""
-    return torch.cat([
-        vae.encode(part.to(device).permute(0, 3, 1, 2) * 2 - 1).half() for part in images.split(batch)
-    ])
+    return torch.cat([vae.encode(part.to(device).permute(0, 3, 1, 2) * 2 - 1).half() for part in images.split(batch)])
 
 
 class LatentPool:
@@ -52,12 +50,9 @@ class LatentPool:
             if rest:
                 raise ValueError(f"The pool has {fresh['rgb'].shape[1]} views, which is no multiple of {self.views}.")
             back = [-i % self.views for i in range(self.views)]
-            parts = []
-            for k in range(fresh["rgb"].shape[0]):
-                images = white_pictures(fresh, slice(k, k + 1))[0, ::step]
-                both = torch.cat([images, images[back].flip(2)])
-                parts.append(encode_pictures(self.vae, both, self.device).unflatten(0, (2, self.views)))
-            self.shards.append(torch.stack(parts))
+            images = white_pictures(fresh)[:, ::step]
+            both = torch.stack([images, images[:, back].flip(3)], dim=1)
+            self.shards.append(encode_pictures(self.vae, both.flatten(0, 2), self.device).unflatten(0, both.shape[:3]))
             self.seeds = torch.cat([self.seeds, fresh["seed"]])
             self.names.append(name)
         if sum(len(s) for s in self.shards) > len(self):
@@ -81,10 +76,13 @@ class LatentPool:
         return torch.gather(rows, 1, order.to(self.device)[:, :, None, None, None].expand_as(rows)).float()
 
 
-def conditioning(config: VideoConfig, reference: Tensor, views: int, azimuths: Tensor | None = None) -> dict[str, Tensor]:
+def conditioning(
+    config: VideoConfig, reference: Tensor, views: int, azimuths: Tensor | None = None
+) -> dict[str, Tensor]:
     """What the UNet needs beside the noisy latents, for B scenes of V views.
 
-    reference: (B,C,h,w) input-view latents, all zero where dropped. -> concat (BV,C,h,w), context (BV,T,D), y (BV,1280).
+    reference: (B,C,h,w) input-view latents, all zero where dropped. -> concat (BV,C,h,w), context (BV,T,D), y
+    (BV,1280).
     """
     scenes = reference.shape[0]
     if azimuths is None:
