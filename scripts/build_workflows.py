@@ -17,7 +17,6 @@ from workflow_graph import Graph, Slot
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 GREEN, BLUE, PURPLE, BROWN = "#3f6f4a", "#3f789e", "#6b4f8f", "#8a6642"
-DEMO_MINUTES = 3
 PICTURE, WIDE_PICTURE, WIDE = 280, 480, 900
 
 
@@ -44,7 +43,9 @@ def turntable(graph: Graph, splat: Slot, prefix: str, size: int, elevation, radi
 def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, **settings):
     """The splat of the views, and its file."""
     with graph.group("Splat", GREEN):
-        fit = graph.node("MVGaussianReconstruct", "Fit the splat", images=views, cameras=cameras, **settings).shows(PICTURE)
+        fit = graph.node("MVGaussianReconstruct", "Fit the splat", images=views, cameras=cameras, **settings).shows(
+            PICTURE
+        )
         graph.column()
         graph.node("MVSaveSplat", "Save the splat (.ply)", splat=fit["splat"], filename_prefix=f"{prefix}/splat")
         graph.node("PreviewAny", "What the fit reports", source=fit["report"]).shows(120)
@@ -76,34 +77,59 @@ def numbers(graph: Graph, title: str, views: Slot, reference: Slot, cameras: Slo
 # --- the demo -----------------------------------------------------------------------------------------------------
 
 DEMO_NOTE = """
-## One picture to 16 views to a splat, without any download
+## {title}
 
-Press **Run**. On two CPU cores it takes about {minutes} minutes; the first run also draws the demo model's toys.
+Press **Run**. It needs no download and no graphics card: on two CPU cores it takes a minute or two, the first
+time longer, because the demo model's toys are drawn.
 
-1. **Input**: *Demo Object* draws a toy and its picture from the front. All other views of it are known, so the result can be
-   measured. *Load Demo Model* is a real diffusion model, but computed instead of trained: it knows a few toys, and several
-   backs for each front.
+1. **Input**: *Demo Object* draws a toy and its picture from the front. The model sees only that picture. *Load
+   Demo Model* is a real diffusion model, but computed instead of trained: it knows a few toys, and several backs
+   for each front.
 2. **Views**: an ordinary KSampler turns noise into 16 views around the toy.
 3. **Splat**: Gaussians are fitted to the views and saved as a `.ply` that 3D viewers open; then a turntable.
-4. **Look** and **Measure**: rows *views*, *truth* (the toy that the views show best) and *splat*.
+4. **Look** and **Measure**: rows *views*, *truth* (the toy that the views come closest to) and *splat*.
 
-**Try**: *kappa* 0 in *Load Demo Model*: every view is on its own and they contradict each other, as real models' views do. The
-splat turns to mush. *front_bias* 0.5 gives second faces.
-
-With your own SV3D checkpoint: workflow *sv3d_image_to_splat*.
+{remark}
 """
+CONSISTENT = """**Try** *window* 33 and *kappa* 0 in *Load Demo Model*: every view is then drawn by itself, from
+patches. The views contradict each other, as real models' views do, and the back of the splat turns to mush
+(workflow *contradicting_views_demo*). Another *Which toy* gives another toy, another seed in the KSampler another
+back.
+
+With your own SV3D checkpoint: workflow *sv3d_image_to_splat*."""
+CONTRADICTING = """The same as *image_to_splat_demo*, but the model is **near-sighted** (*window* 33) and its
+views **do not heed each other** (*kappa* 0). Each view looks right by itself, but shows parts of different toys,
+and the splat cannot reconcile them. Real models fail like this. *The verdict* says which toy each view shows.
+
+Compare the tables: the splat is further from its views, and far from any true toy. *front_bias* 0.5 gives second
+faces."""
+# How the model sees: as it is by default (its views agree), and so that its views contradict each other.
+FAR_SIGHTED, NEAR_SIGHTED = {}, {"window": 33, "kappa": 0.0}
 
 
 def image_to_splat_demo(graph: Graph) -> None:
-    prefix = "multiview/demo"
+    demo(graph, "multiview/demo", "One picture to 16 views to a splat", CONSISTENT, FAR_SIGHTED)
+
+
+def contradicting_views_demo(graph: Graph) -> None:
+    demo(
+        graph,
+        "multiview/contradicting",
+        "What goes wrong: views that contradict each other",
+        CONTRADICTING,
+        NEAR_SIGHTED,
+    )
+
+
+def demo(graph: Graph, prefix: str, title: str, remark: str, sight: dict) -> None:
     with graph.group("Read me", BROWN):
-        graph.note(DEMO_NOTE.format(minutes=DEMO_MINUTES), (460, 520))
+        graph.note(DEMO_NOTE.format(title=title, remark=remark), (480, 560))
     with graph.group("1 Input", BLUE):
-        seed = graph.node("PrimitiveInt", "Which toy", value=3)["INT"]
+        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
         toy = graph.node("MVDemoObject", seed=seed, size=128)
         graph.node("PreviewImage", "The input picture", images=toy["image"]).shows(200)
         graph.column()
-        model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, cameras=toy["cameras"])
+        model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, **sight)
     cameras = model["cameras"]
     with graph.group("2 Views", BLUE):
         conditioning = graph.node(
@@ -136,23 +162,26 @@ def image_to_splat_demo(graph: Graph) -> None:
 SV3D_NOTE = """
 ## One picture to 21 views to a splat, with SV3D
 
-**You need** `sv3d_p.safetensors` in `ComfyUI/models/checkpoints` (huggingface.co/stabilityai/sv3d; mind its licence) and about
-10 GB of graphics memory.
+**You need** `sv3d_p.safetensors` in `ComfyUI/models/checkpoints` (huggingface.co/stabilityai/sv3d; mind its
+licence) and a graphics card: 21 views of 576 x 576 are drawn at once.
 
-1. Choose your picture: **one object, centred, filling about two thirds of the frame**. Transparent parts are painted white.
+1. Choose your picture: **one object, centred, filling about two thirds of the frame**. Transparent parts are
+   painted white.
 2. Set the *elevation*: how many degrees the picture looks down on the object (0 = from the side).
-3. Run. You get the views, the splat as a `.ply` that 3D viewers open, its renders under the views, and a turntable.
+3. Run. You get the views, the splat as a `.ply` that 3D viewers open, its renders under the views, and a
+   turntable.
 
 {cameras}
 
-**The splat is mush?** Compare the rows *views* and *splat* of the contact sheet. Views that contradict each other cannot be
-fitted: try another seed or elevation.
+**The splat is mush?** Compare the rows *views* and *splat* of the contact sheet. Views that contradict each other
+cannot be fitted: try another seed or elevation.
 """
-SV3D_COMFYUI = """This version uses ComfyUI's own *SV3D_Conditioning*. That node spreads the views over 0 to 360 degrees, first
-and last the same, and the fit uses the same cameras (preset *sv3d_comfyui*). SV3D was trained on another table: see the workflow
-*sv3d_stability_cameras_to_splat*."""
-SV3D_STABILITY = """This version feeds SV3D the orbit it was trained on: steps of 360/21 degrees, your picture is the **last**
-view. *Orbit View Conditioning* and the fit share one set of cameras (preset *sv3d_stability*), so they cannot disagree."""
+SV3D_COMFYUI = """This version uses ComfyUI's own *SV3D_Conditioning*. That node spreads the views over 0 to 360
+degrees, first and last the same, and the fit uses the same cameras (preset *sv3d_comfyui*). SV3D was trained on
+another table: see the workflow *sv3d_stability_cameras_to_splat*."""
+SV3D_STABILITY = """This version feeds SV3D the orbit it was trained on: steps of 360/21 degrees, your picture is
+the **last** view. *Orbit View Conditioning* and the fit share one set of cameras (preset *sv3d_stability*), so
+they cannot disagree."""
 
 
 def white_background(graph: Graph) -> Slot:
@@ -237,11 +266,12 @@ FILES_NOTE = """
 
 Loads a splat and looks at it from two places.
 
-1. Run *image_to_splat_demo* first: it saves the file that is loaded here. Or choose another `.ply`: everything in ComfyUI's
-   *input* folder and what was saved to *output* is listed (reload the page after adding files).
-2. Above: an orbit of your own, as colour, depth and world coordinates.
-3. Below: one of these cameras becomes a ComfyUI 3D camera, and comes back. In between you can put a **Load 3D** node: turn the
-   object there with the mouse and feed its *camera_info* to *Camera from Load3D Camera*.
+1. Run *image_to_splat_demo* first: it saves the file that is loaded here. Or choose another `.ply`: everything in
+   ComfyUI's *input* folder and what was saved to *output* is listed (reload the page after adding files).
+2. *From an orbit*: cameras of your own, and the splat as colour, depth and world coordinates.
+3. *From ComfyUI's 3D camera*: one of these cameras becomes a ComfyUI 3D camera, and comes back. Instead you can
+   use a **Load 3D** node: turn the object there with the mouse and feed its *camera_info* to *Camera from Load3D
+   Camera*.
 """
 
 
@@ -254,15 +284,21 @@ def splat_files_and_cameras(graph: Graph) -> None:
         graph.node("MVSaveSplat", "Save it again", splat=splat, filename_prefix=f"{prefix}/copy")
     with graph.group("From an orbit", BLUE):
         cameras = graph.node(
-            "MVOrbitCameras", "Cameras", preset="custom orbit", views=8, preset_elevation=False, elevation=30.0, radius=1.5
+            "MVOrbitCameras",
+            "Cameras",
+            preset="custom orbit",
+            views=8,
+            preset_elevation=False,
+            elevation=30.0,
+            radius=1.5,
         )["cameras"]
         graph.node("MVCamerasPreview", "Where the cameras stand", cameras=cameras).shows(PICTURE, 520)
         graph.column()
         render = graph.node("MVGaussianRender", "Render", splat=splat, cameras=cameras, width=256, height=256)
         graph.node(
             "MVContactSheet", "Colour, world coordinates, depth", columns=8, cameras=cameras, views=render["images"],
-            views_title="colour", second=render["coordinates"], second_title="coordinates", third=render["depth_picture"],
-            third_title="depth",
+            views_title="colour", second=render["coordinates"], second_title="coordinates",
+            third=render["depth_picture"], third_title="depth",
         ).shows(PICTURE, WIDE)  # fmt: skip
     with graph.group("From ComfyUI's 3D camera", PURPLE):
         chosen = graph.node("MVCameraToLoad3D", "View 1 as a 3D camera", cameras=cameras, view=1)
@@ -272,7 +308,13 @@ def splat_files_and_cameras(graph: Graph) -> None:
         graph.node("SaveImage", images=view["images"], filename_prefix=f"{prefix}/view").shows(360, 400)
 
 
-DESCRIPTIONS = [image_to_splat_demo, sv3d_image_to_splat, sv3d_stability_cameras_to_splat, splat_files_and_cameras]
+DESCRIPTIONS = [
+    image_to_splat_demo,
+    contradicting_views_demo,
+    sv3d_image_to_splat,
+    sv3d_stability_cameras_to_splat,
+    splat_files_and_cameras,
+]
 
 
 # --- writing and checking ---------------------------------------------------------------------------------------------

@@ -7,8 +7,8 @@
     graph.to_json()
 
 Slots, order of the widgets and their defaults come from the running host's node definitions, so that a wrong name, a
-missing link or a wrong type is an error here and not a red node there. Nodes stand in columns, columns in groups, groups
-from left to right in rows; nothing overlaps, and the same description always gives the same file.
+missing link or a wrong type is an error here and not a red node there. Nodes stand in columns, columns in groups,
+groups from left to right in rows; nothing overlaps, and the same description always gives the same file.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def _default(one: _Input):
 
 
 def _check_value(kind: str, one: _Input, value) -> None:
-    """Numbers within their range and choices that exist; file lists differ from machine to machine and are not checked."""
+    """Numbers within their range and choices that exist; lists of files differ between machines and are not checked."""
     low, high = one.options.get("min"), one.options.get("max")
     if one.type in ("INT", "FLOAT") and ((low is not None and value < low) or (high is not None and value > high)):
         raise DescriptionError(f"{kind}.{one.name} = {value} is not between {low} and {high}")
@@ -170,7 +170,9 @@ class Graph:
         for name, slot in links.items():
             wanted = set(inputs[name].type.split(","))
             if "*" not in wanted and slot.type != "*" and not wanted & set(slot.type.split(",")):
-                raise DescriptionError(f"{slot.node.kind} gives {slot.type}, but {kind}.{name} takes {inputs[name].type}")
+                raise DescriptionError(
+                    f"{slot.node.kind} gives {slot.type}, but {kind}.{name} takes {inputs[name].type}"
+                )
         missing = [i.name for i in inputs.values() if not i.is_widget and not i.optional and i.name not in links]
         if missing:
             raise DescriptionError(f"{kind}: nothing is linked to {missing}")
@@ -181,6 +183,10 @@ class Graph:
                 _check_value(kind, one, widgets[one.name])
         size = (DEFAULT_WIDTH, _height(definition))
         return self._place(Node(len(self.nodes) + 1, kind, definition, title, size, widgets, links))
+
+    def default(self, kind: str, name: str):
+        """The value that the node gives this input by itself."""
+        return next(_default(one) for one in _inputs(self.object_info[kind]) if one.name == name)
 
     def _place(self, node: Node) -> Node:
         self.nodes.append(node)
@@ -224,7 +230,14 @@ class Graph:
             "nodes": [self._node_json(node, links) for node in self.nodes],
             "links": links,
             "groups": [
-                {"id": i + 1, "title": g.title, "bounding": list(g.bounding), "color": g.color, "font_size": 24, "flags": {}}
+                {
+                    "id": i + 1,
+                    "title": g.title,
+                    "bounding": list(g.bounding),
+                    "color": g.color,
+                    "font_size": 24,
+                    "flags": {},
+                }
                 for i, g in enumerate(groups)
             ],
             "config": {},
@@ -244,7 +257,9 @@ class Graph:
             inputs.append(entry)
         outputs = [
             {"name": name, "type": kind, "links": [e[0] for e in links if e[1] == node.id and e[2] == index] or None}
-            for index, (name, kind) in enumerate(zip(node.definition["output_name"], node.definition["output"], strict=True))
+            for index, (name, kind) in enumerate(
+                zip(node.definition["output_name"], node.definition["output"], strict=True)
+            )
         ]
         found = {
             "id": node.id,

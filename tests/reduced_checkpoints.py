@@ -2,8 +2,8 @@
 
     with PYTHONPATH = a ComfyUI folder:  python tests/reduced_checkpoints.py sv3d_p FOLDER
 
-writes FOLDER/sv3d_p.safetensors. Names and shapes of the tensors come from ComfyUI's own classes (on the meta device), put
-into the layout of the published file, and ComfyUI's own detection must recognise the result before anything is drawn.
+writes FOLDER/sv3d_p.safetensors. Names and shapes of the tensors come from ComfyUI's own classes (on the meta device),
+put into the layout of the published file; ComfyUI's own detection must recognise the result before anything is drawn.
 What the detection leaves open is reduced: the UNet's channel_mult is 1,1,1,1 instead of 1,2,4,4 (0.2 instead of 1.5
 billion parameters). CLIP vision H and the VAE are of full size, because ComfyUI builds them so whatever the file holds.
 
@@ -65,7 +65,7 @@ def write(kind: str, folder: Path, comfyui: Path, python: str = sys.executable) 
 
 
 def _open_clip_names(state: dict) -> dict:
-    """ComfyUI's CLIP vision state in the layout of open_clip: q, k and v are one matrix, the projection is transposed."""
+    """ComfyUI's CLIP vision state in open_clip's layout: q, k and v are one matrix, the projection is transposed."""
     import torch
 
     found = {}
