@@ -67,7 +67,9 @@ def measure(settings: dict, scenes: list, cameras) -> list[dict]:
         splat = fit(images[kept], cameras.subset(kept), config=FitConfig(**settings)).gaussians
         seconds = time.process_time() - began
         with torch.no_grad():
-            drawn = render_gaussians(splat, cameras, images.shape[2], images.shape[1]).features.clamp(0, 1)
+            smooth = settings.get("antialiased", False)
+            drawn = render_gaussians(splat, cameras, images.shape[2], images.shape[1], antialiased=smooth).features
+            drawn = drawn.clamp(0, 1)
         held = list(HELD_OUT)
         rows.append(
             {
