@@ -17,7 +17,7 @@ from workflow_graph import Graph, Slot
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 GREEN, BLUE, PURPLE, BROWN = "#3f6f4a", "#3f789e", "#6b4f8f", "#8a6642"
-PICTURE, WIDE_PICTURE, WIDE = 280, 480, 900
+PICTURE, WIDE_PICTURE, WIDE = 300, 700, 900
 
 
 # --- parts that several workflows share -------------------------------------------------------------------------------
@@ -127,7 +127,7 @@ def demo(graph: Graph, prefix: str, title: str, remark: str, sight: dict) -> Non
     with graph.group("1 Input", BLUE):
         seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
         toy = graph.node("MVDemoObject", seed=seed, size=128)
-        graph.node("PreviewImage", "The input picture", images=toy["image"]).shows(200)
+        graph.node("PreviewImage", "The input picture", images=toy["image"]).shows(340)
         graph.column()
         model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, **sight)
     cameras = model["cameras"]
