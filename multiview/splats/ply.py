@@ -3,7 +3,7 @@
 One "vertex" per Gaussian, 32-bit floats: x y z, nx ny nz (zero), f_dc_0..2 (band-0 coefficients), f_rest_* (higher
 bands, channel-major: all of red, then green, then blue), opacity as a logit, scale_0..2 as natural logarithms,
 rot_0..3 as w x y z. No axis is flipped: the file holds the world frame of cameras.py, which is the frame the format
-came from. Layout: references.md section 7 and the exporters of gsplat and ComfyUI agree on it.
+came from. The exporters of gsplat and ComfyUI write the same layout.
 """
 
 from __future__ import annotations
