@@ -2,7 +2,7 @@
 
     .venv/bin/python scripts/fit_quality.py [--objects 8] [--size 128] [--only default no_msssim] [--list]
 
-16 views on a ring, 12 to fit and 4 held out (every fourth, from the third on), objects that nothing was tuned on
+16 views on a ring, 12 to fit and 4 held out (every fourth, from the third on), objects held out from training
 (seeds from 1,000,000). Seconds are CPU seconds of one thread, so that other work on the machine hardly counts;
 compare them within one run only. Prints one line per setting, then the objects of the first setting one by one.
 """

@@ -8,6 +8,7 @@ How the defaults were found: docs/splat_fitting.md.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -119,6 +120,8 @@ def fit(
     torch.inference_mode. ValueError for bad input, before any heavy work.
     """
     config = config or FitConfig()
+    if config.densify_every:
+        check_gsplat_installed()
     with torch.inference_mode(False), torch.enable_grad():
         device = torch.device(device) if device is not None else images.device
         views = prepare_views(images, cameras, masks, config.background)
@@ -130,6 +133,15 @@ def fit(
         else:
             start = Gaussians(*(t.detach().clone() for t in start.validate().tensors())).to(device).to(torch.float32)
         return _Fit(views, cameras, weights, config, start, generator).run(on_step)
+
+
+def check_gsplat_installed() -> None:
+    """ValueError where the package gsplat, whose strategy decides where Gaussians grow, is not installed."""
+    if importlib.util.find_spec("gsplat") is None:
+        raise ValueError(
+            "Fitting a splat needs the package gsplat, which this Python does not have; install the pack's "
+            "requirements.txt with ComfyUI's own Python and restart."
+        )
 
 
 class _Fit:

@@ -460,3 +460,10 @@ def test_ball_starts_are_uniform(scene, method, reach):
     share = (g.means.norm(dim=1) / limit) ** 3  # uniform on [0, 1] for a uniform ball
     assert float(share.max()) <= 1.001 and float(share.mean()) == pytest.approx(0.5, abs=0.02)
     assert float(g.means.mean(0).norm()) < 0.05 * limit
+
+
+def test_without_gsplat_it_says_what_to_install(monkeypatch):
+    images, cameras = torch.rand(2, 32, 32, 3), orbit([0, 90], 15.0, 1.5, 49.13)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="requirements.txt"):
+        fit(images, cameras, config=SHORT)

@@ -19,7 +19,8 @@ KEPT = [i for i in range(16) if i not in HELD_OUT]
 def test_held_out_views_of_eight_objects(capsys):
     cameras = orbit(even_azimuths(16), 15.0, 1.5, 49.13)
     scores, lines = [], ["object     held-out dB  fitted dB  copy-a-neighbour dB  Gaussians  CPU s"]
-    for seed in range(1_000_000, 1_000_008):
+    # Not 1_000_000 to 1_000_007, on some of which the defaults were chosen.
+    for seed in range(1_000_100, 1_000_108):
         images = render_object(make_object(seed), cameras, 128).rgb
         began = time.process_time()
         splat = fit(images[KEPT], cameras.subset(KEPT), config=FitConfig()).gaussians
