@@ -1,0 +1,221 @@
+"""MIRROR's feature rectification: pull every view toward what its neighbours show of the same surface point.
+
+The paper moves the noise prediction along the gradient of L = sum_j w_j |x0_i(u) - M_j(u)|^2 (Eq. 11, 14). With the
+neighbours and their weights detached that is exactly a blend of the clean prediction,
+    x0 <- x0 + eta (M - x0),    eta = 2 s(t) S^2,    S = sigma (eps, v, EDM) or sigma / (1 - sigma) (flow),
+so there is no gradient to compute here (design.md section 4, references.md 5.3). mirror_schedule.py has the etas.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cosine_similarity, grid_sample
+
+from .correspondence import Correspondence
+
+ANCHORS = ("image", "block")
+
+
+@dataclass(frozen=True)
+class MirrorOptions:
+    """How the block around a match is fused (Eq. 7-9).
+
+    positive: m+, share of the weights that come from likeness to the point itself; m- = 1 - m+ comes from being unlike
+        the negative anchor. negative: what that anchor is, the mean of the four corners of the neighbour's picture
+        ("image": background) or of the block ("block"); the paper's words allow both.
+    temperature: softmax temperature; 1 is the paper's and nearly a plain mean over the block, small picks the best.
+    block: side of the block in cells, odd; 3 is the paper's, 1 takes the match alone.
+    nearest: block of whole cells around the nearest one, instead of bilinear values around the exact position.
+    skip_background: leave cells of the block out where the neighbour shows background.
+    neighbour_weights: one per neighbour of the correspondence, None = all alike.
+    """
+
+    positive: float = 0.5
+    negative: str = "image"
+    temperature: float = 1.0
+    block: int = 3
+    nearest: bool = False
+    skip_background: bool = True
+    neighbour_weights: tuple[float, ...] | None = None
+
+    def __post_init__(self):
+        if not 0 <= self.positive <= 1:
+            raise ValueError(f"The positive anchor's share must lie between 0 and 1, got {self.positive}.")
+        if self.negative not in ANCHORS:
+            raise ValueError(f"The negative anchor must be one of {', '.join(ANCHORS)}, got '{self.negative}'.")
+        if not (math.isfinite(self.temperature) and self.temperature > 0):
+            raise ValueError(f"The temperature must be positive, got {self.temperature}.")
+        if self.block < 1 or self.block % 2 == 0:
+            raise ValueError(f"The block's side must be an odd number of cells, got {self.block}.")
+        weights = self.neighbour_weights
+        if weights is not None and not (all(w >= 0 and math.isfinite(w) for w in weights) and sum(weights) > 0):
+            raise ValueError(f"Neighbour weights must be 0 or more and not all 0, got {list(weights)}.")
+
+
+def rectify(
+    x0: Tensor,
+    matches: Correspondence,
+    eta: float | Tensor,
+    options: MirrorOptions = MirrorOptions(),
+    *,
+    iterations: int = 1,
+    views_at_once: int = 8,
+) -> Tensor:
+    """Clean predictions, each view pulled toward its neighbours by the fraction eta.
+
+    x0: (N,C,H,W) with N the matches' views and H,W their grid, or (G*N,C,H,W) for G objects one after the other, or
+    (G,C,N,H,W) video latents. Any float dtype; computed in float32, returned in x0's dtype. x0 is not changed.
+    eta: pull, clamped to [0,1]; one number, or (N,) for each view (0 keeps a view, such as the input, as it is).
+    iterations: repeat the pull, so that agreement spreads further along the orbit than to the next view.
+    views_at_once: fewer take less memory. Cells without a match keep their exact value.
+    """
+    if iterations < 1:
+        raise ValueError(f"The number of iterations must be at least 1, got {iterations}.")
+    strength = torch.as_tensor(eta, dtype=torch.float32)
+    n = matches.uv.shape[0]
+    if strength.ndim > 1 or strength.numel() not in (1, n) or not torch.isfinite(strength).all():
+        raise ValueError(f"eta must be one finite number or one for each of the {n} views, got {eta}.")
+    if not bool((strength > 0).any()):
+        return x0
+    groups = as_views(x0, matches)
+    matches = matches.to(x0.device)
+    pull = strength.to(x0.device).clamp(0, 1).expand(n).view(n, 1, 1, 1)
+    out = []
+    for views in groups:
+        current = views
+        for _ in range(iterations):
+            fused, weight = fuse(current, matches, options, views_at_once=views_at_once)
+            share = pull * weight
+            moved = current + share * (fused - current)
+            current = torch.where(share > 0, moved.to(x0.dtype), current)
+        out.append(current)
+    result = torch.stack(out)
+    return result.movedim(1, 2) if x0.ndim == 5 else result.flatten(0, 1)
+
+
+def fuse(
+    x0: Tensor, matches: Correspondence, options: MirrorOptions = MirrorOptions(), *, views_at_once: int = 8
+) -> tuple[Tensor, Tensor]:
+    """What the neighbours show of each view's cells: M (N,C,H,W) float32, and how far to trust it, (N,1,H,W) in [0,1].
+
+    M is the mean over the neighbours of their fused blocks, by confidence times neighbour weight; the trust is the
+    largest confidence among the neighbours that count. 0 = no match, and M is then 0.
+    x0: (N,C,H,W) on the matches' device.
+    """
+    n, k = matches.neighbours.shape
+    omega = _neighbour_weights(options.neighbour_weights, k).to(x0.device)
+    source = x0.float()
+    corners = source[:, :, [0, 0, -1, -1], [0, -1, 0, -1]].mean(-1)
+    pieces = []
+    for start in range(0, n, max(1, views_at_once)):
+        views = slice(start, min(start + max(1, views_at_once), n))
+        total = norm = trust = None
+        for step in range(k):
+            value, found = _one_neighbour(source, corners, matches, views, step, options)
+            confidence = matches.confidence[views, step, None] * found
+            share = omega[step] * confidence
+            sure = confidence * (omega[step] > 0)
+            total = share * value if total is None else total + share * value
+            norm = share if norm is None else norm + share
+            trust = sure if trust is None else torch.maximum(trust, sure)
+        pieces.append((total / norm.clamp_min(1e-12), trust))
+    return torch.cat([p[0] for p in pieces]), torch.cat([p[1] for p in pieces])
+
+
+def loss(x0: Tensor, matches: Correspondence, options: MirrorOptions = MirrorOptions()) -> Tensor:
+    """The paper's L (Eq. 11) summed over views, cells and channels, neighbours and weights detached: a scalar.
+
+    Differentiable in x0 (N,C,H,W): for the form of the method that goes through the network (Eq. 12). Its gradient is
+    2 trust (x0 - M), so that rectify is one step of it.
+    """
+    fused, trust = fuse(x0.detach(), matches, options)
+    return (trust * (x0.float() - fused).square()).sum()
+
+
+def as_views(x0: Tensor, matches: Correspondence) -> Tensor:
+    """(G,N,C,H,W) view of a batch of views or of video latents; ValueError if it does not fit the matches."""
+    n, _, height, width = matches.uv.shape[:4]
+    if not x0.is_floating_point():
+        raise ValueError(f"Views must be floating point numbers, got {x0.dtype}.")
+    if x0.ndim == 5 and x0.shape[2] == n and x0.shape[3:] == (height, width):
+        return x0.movedim(2, 1)
+    if x0.ndim == 4 and x0.shape[2:] == (height, width) and x0.shape[0] % n == 0 and x0.shape[0] > 0:
+        return x0.unflatten(0, (-1, n))
+    raise ValueError(
+        f"The latent is {tuple(x0.shape)} but the correspondence is for {n} views of {height} x {width} cells; the "
+        f"batch (or, for video latents, the frames) must be the {n} views the cameras describe, all of them in every "
+        "call (no context windows), at the size the correspondence was made for."
+    )
+
+
+def _neighbour_weights(weights: Sequence[float] | None, count: int) -> Tensor:
+    if weights is None:
+        return torch.full((count,), 1.0 / count)
+    if len(weights) != count:
+        raise ValueError(f"There are {count} neighbours but {len(weights)} neighbour weights; give one for each.")
+    values = torch.tensor(weights, dtype=torch.float32)
+    return values / values.sum()
+
+
+def _one_neighbour(source, corners, matches, views, step, options) -> tuple[Tensor, Tensor]:
+    """Fused block (n,C,H,W) of one neighbour of the views in a slice, and (n,1,H,W) 1 where the block has any value."""
+    other = matches.neighbours[views, step].clamp_min(0)
+    uv = matches.uv[views, step]
+    block, inside = _block(source[other], uv, options.block, options.nearest)
+    if options.skip_background:
+        solid, _ = _block(matches.foreground[other, None], uv, options.block, options.nearest)
+        inside = inside * solid[:, 0]
+    if options.block == 1:
+        return block[:, :, 0], (inside > 0).to(block)
+    anchor = corners[other][:, :, None, None, None]
+    if options.negative == "block":
+        side = options.block
+        anchor = block[:, :, [0, side - 1, side * (side - 1), side * side - 1]].mean(2, keepdim=True)
+    like = cosine_similarity(source[views][:, :, None], block, dim=1)
+    unlike = 1.0 - cosine_similarity(anchor, block, dim=1)
+    weights = options.positive * _softmax(like, inside, options.temperature) + (1 - options.positive) * _softmax(
+        unlike, inside, options.temperature
+    )
+    found = (inside.amax(1, keepdim=True) > 0).to(block)
+    return (weights[:, None] * block).sum(2), found
+
+
+def _softmax(score: Tensor, inside: Tensor, temperature: float) -> Tensor:
+    """Softmax over the block (dim 1) with prior weights `inside` in [0,1]; all zero where the block has nothing."""
+    score = score / temperature
+    weights = inside * (score - score.amax(1, keepdim=True)).exp()
+    return weights / weights.sum(1, keepdim=True).clamp_min(1e-12)
+
+
+def _block(pictures: Tensor, uv: Tensor, side: int, nearest: bool) -> tuple[Tensor, Tensor]:
+    """Values (n,C,side*side,H,W) of pictures (n,C,H,W) around positions uv (n,H,W,2), row by row.
+
+    Also (n,side*side,H,W), 1 where the position lies in the picture. Outside, the border's values are repeated.
+    """
+    n, channels, height, width = pictures.shape
+    reach = side // 2
+    span = torch.arange(-reach, reach + 1, device=uv.device, dtype=uv.dtype)
+    dv, du = torch.meshgrid(span, span, indexing="ij")
+    offset = torch.stack([du.flatten(), dv.flatten()], dim=-1).view(1, -1, 1, 1, 2)
+    centre = (uv.floor() + 0.5 if nearest else uv)[:, None]
+    at = centre + offset
+    frame = uv.new_tensor([width, height])
+    inside = ((at >= 0) & (at <= frame)).all(-1).to(pictures.dtype)
+    if nearest:
+        columns, rows = at[..., 0].long().clamp(0, width - 1), at[..., 1].long().clamp(0, height - 1)
+        where = (rows * width + columns).view(n, 1, -1).expand(-1, channels, -1)
+        values = pictures.flatten(2).gather(2, where)
+    else:
+        values = grid_sample(
+            pictures,
+            (2 * at / frame - 1).flatten(1, 2),
+            mode="bilinear",
+            padding_mode="border",
+            align_corners=False,
+        )
+    return values.reshape(n, channels, side * side, *uv.shape[1:3]), inside
