@@ -1,8 +1,9 @@
 """The trained demo model in ComfyUI's own classes: SV3D_p with a small UNetModel, and a small AutoencoderKL.
 
-Conditioning keys are those of core's SV3D_Conditioning (concat_latent_image, elevation, azimuth). Two things differ from
-SV3D: cross-attention sees patches of the input view's latent instead of a CLIP embedding (multiview/demo/video_unet.py),
-so whatever embedding arrives is ignored, and latents need no scale because the autoencoder normalises them.
+Conditioning keys are those of core's SV3D_Conditioning (concat_latent_image, elevation, azimuth). Two things differ
+from SV3D: cross-attention sees patches of the input view's latent instead of a CLIP embedding
+(multiview/demo/video_unet.py), so whatever embedding arrives is ignored, and latents need no scale because the
+autoencoder normalises them.
 """
 
 from __future__ import annotations
@@ -82,7 +83,9 @@ def _build_model(config: VideoConfig, weights: dict[str, torch.Tensor]) -> comfy
     dtype = management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=described.supported_inference_dtypes
     )
-    described.set_inference_dtype(dtype, management.unet_manual_cast(dtype, device, described.supported_inference_dtypes))
+    described.set_inference_dtype(
+        dtype, management.unet_manual_cast(dtype, device, described.supported_inference_dtypes)
+    )
     offload = management.unet_offload_device()
     model = described.get_model(weights, device=offload)
     check_weights("UNet", weights, model.diffusion_model.state_dict())

@@ -1,6 +1,6 @@
 """Train the depth network: `python training depth --minutes 25`. See docs/depth_net.md.
 
-Renders its pools first (about 7 minutes on one core), trains on random views, sizes and backgrounds, keeps an
+Renders its pools first (about 5 minutes on one core), trains on random views and backgrounds, keeps an
 averaged copy of the weights, and writes that in half precision. Stop it at any time: the same command goes on from
 the last checkpoint, and ends with the same weights as if it had not been stopped.
 """

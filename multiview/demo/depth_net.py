@@ -24,7 +24,8 @@ from ..cameras import Cameras
 
 CHANNELS = (24, 40, 56, 72)
 MULTIPLE = 16
-WORKING_SIDES = (64, 128)
+# Trained at this size: larger pictures are shrunk to it, which measured better than running them as they are.
+WORKING_SIDE = 64
 FORMAT = "mv-depth-net-1"
 WEIGHTS = Path(__file__).parent / "weights" / "depth_net.safetensors"
 # Confidence is the probability that the offset is right to this many world units.
@@ -48,7 +49,7 @@ class _Block(nn.Module):
 
 
 class DepthNet(nn.Module):
-    """U-Net on half-resolution features, with a thin full-resolution head. About 0.55 M parameters.
+    """U-Net on half-resolution features, with a thin full-resolution head. 0.57 M parameters.
 
     forward: RGB (N,3,H,W) in [0,1], H and W multiples of 16 -> offset, log_b, logit, each (N,H,W).
     """
@@ -71,8 +72,8 @@ class DepthNet(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         if images.ndim != 4 or images.shape[1] != 3 or images.shape[2] % MULTIPLE or images.shape[3] % MULTIPLE:
             raise ValueError(
-                f"The depth network takes RGB (N,3,H,W) with H and W multiples of {MULTIPLE}, got {tuple(images.shape)}; "
-                "use estimate_depth, which resizes."
+                f"The depth network takes RGB (N,3,H,W) with H and W multiples of {MULTIPLE}, "
+                f"got {tuple(images.shape)}; use estimate_depth, which resizes."
             )
         rgb = images * 2 - 1
         x = self.encode[0](self.stem(F.pixel_unshuffle(rgb, 2)))
@@ -130,10 +131,18 @@ def half_heights(cameras: Cameras) -> Tensor:
 
 
 def _working_size(height: int, width: int) -> tuple[int, int]:
-    """The multiple-of-16 size nearest to the picture whose longer side is within what the network was trained on."""
-    longer = max(height, width)
-    scale = min(max(longer, WORKING_SIDES[0]), WORKING_SIDES[1]) / longer
+    """The picture's shape with the longer side at what the network was trained on, in multiples of 16."""
+    scale = WORKING_SIDE / max(height, width)
     return tuple(max(MULTIPLE, round(side * scale / MULTIPLE) * MULTIPLE) for side in (height, width))
+
+
+def _enlarged(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """offset, log_b, logit (N,3,h,w) resized. Weighted by the mask, or background would leak into silhouettes."""
+    if maps.shape[2:] == size:
+        return maps
+    weight = maps[:, 2:].sigmoid() + 1e-4
+    both = F.interpolate(torch.cat([maps[:, :2] * weight, weight, maps[:, 2:]], 1), size=size, mode="bilinear")
+    return torch.cat([both[:, :2] / both[:, 2:3], both[:, 3:]], dim=1)
 
 
 def estimate_depth(
@@ -144,7 +153,7 @@ def estimate_depth(
     images: (N,H,W,3) in [0,1]. cameras: N views, all with the object around the origin.
     -> depth (N,H,W): camera z in world units, 0 on background; confidence (N,H,W) in [0,1]: the network's
     probability that the pixel is foreground and its depth right to 0.05 world units.
-    Pictures of other sizes than 64 to 128 px are resampled to that and the answer back. on_step(done, total).
+    Pictures of other sizes are resampled to 64 px and the answer back. on_step(done, total).
     """
     if images.ndim != 4 or images.shape[3] < 3:
         raise ValueError(f"Depth needs colour pictures (N,H,W,3), got {tuple(images.shape)}.")
@@ -166,10 +175,7 @@ def estimate_depth(
             rgb = images[part, ..., :3].permute(0, 3, 1, 2).to(weight.device, weight.dtype).clamp(0, 1)
             if size != (height, width):
                 rgb = F.interpolate(rgb, size=size, mode="bilinear", antialias=True, align_corners=False)
-            maps = torch.stack(net(rgb), dim=1).float()
-            if size != (height, width):
-                maps = F.interpolate(maps, size=(height, width), mode="bilinear", align_corners=False)
-            offset, log_b, logit = maps.cpu().unbind(1)
+            offset, log_b, logit = _enlarged(torch.stack(net(rgb), dim=1).float(), (height, width)).cpu().unbind(1)
             inside = logit > 0
             metric = cameras.radii().float()[part, None, None] - offset * scale[part]
             depth[part] = torch.where(inside, metric.clamp_min(1e-3), torch.zeros_like(metric))

@@ -1,11 +1,11 @@
 """Plain description of the trained demo model: an SV3D-type video UNet with its autoencoder, small enough to ship.
 
-Nothing here imports ComfyUI. nodes/trained_model.py builds the model from ComfyUI's own classes with what this module says,
-the training scripts build the same with plain torch layers, and both agree on:
-- latents: autoencoder outputs normalised to zero mean and unit spread per channel (the normalisation is folded into the
+Nothing here imports ComfyUI. nodes/trained_model.py builds the model from ComfyUI's own classes with what this module
+says, the training scripts build the same with plain torch layers, and both agree on:
+- latents: autoencoder outputs normalised to zero mean and unit spread per channel (folded into the
   autoencoder's 1x1 convolutions), so sigma_data is 1 and no latent scale is needed;
-- input: noisy latent divided by sqrt(sigma^2 + 1), with the input view's latent concatenated along channels (as SV3D);
-- pose: SV3D_p's vector, 256 sinusoids of the augmentation level, 512 of the polar angle, 512 of the azimuth, in radians;
+- input: noisy latent divided by sqrt(sigma^2 + 1), the input view's latent concatenated along channels, as SV3D;
+- pose: SV3D_p's vector: 256 sinusoids of the augmentation level, 512 of the polar angle, 512 of the azimuth;
 - context: patches of the input view's latent with their position, because no CLIP vision knows these objects;
   all zeros, positions too, when the reference is dropped (an all-zero concat latent, SV3D's own "unconditional");
 - output: EDM v-prediction, denoised = x / (sigma^2 + 1) - F sigma / sqrt(sigma^2 + 1), time input ln(sigma) / 4.
@@ -30,7 +30,7 @@ POSITION_FREQUENCIES = 4
 
 @dataclass(frozen=True)
 class VideoConfig:
-    """Sizes of the model. size: pixels of a view; elevation, views: the orbit it was trained on (radius 1.5, fov 49.13)."""
+    """Sizes of the model. size: pixels of a view; views, elevation: the orbit it learned (radius 1.5, fov 49.13)."""
 
     size: int = 128
     views: int = 16
@@ -92,8 +92,8 @@ def unet_config(config: VideoConfig) -> dict:
     """Keyword arguments of ComfyUI's UNetModel (openaimodel.py), without device, dtype and operations.
 
     SVD's settings (temporal residual blocks and attention, mixed by learned factors that image_only_indicator
-    overrides) with attention at every level. The temporal layers attend across views only: with many context tokens, their
-    cross-attention would cost more than the rest of the model.
+    overrides) with attention at every level. The temporal layers attend across views only: with many context tokens,
+    their cross-attention would cost more than the rest of the model.
     """
     levels = len(config.channel_mult)
     return {
@@ -198,7 +198,9 @@ def read_checkpoint(path: str | Path) -> tuple[VideoConfig, dict[str, Tensor], d
 
     path = Path(path)
     if not path.is_file():
-        raise ValueError(f"There is no trained demo model at {path}; train one (docs/trained_model.md) or use the analytic model.")
+        raise ValueError(
+            f"There is no trained demo model at {path}; train one (docs/trained_model.md) or use the analytic model."
+        )
     try:
         with safe_open(str(path), framework="pt") as file:
             header = file.metadata() or {}
@@ -218,7 +220,8 @@ def read_checkpoint(path: str | Path) -> tuple[VideoConfig, dict[str, Tensor], d
             "load other checkpoints with ComfyUI's own loaders."
         ) from None
     parts = [
-        {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)} for prefix in (UNET_PREFIX, VAE_PREFIX)
+        {k[len(prefix) :]: v for k, v in tensors.items() if k.startswith(prefix)}
+        for prefix in (UNET_PREFIX, VAE_PREFIX)
     ]
     return config, parts[0], parts[1], meta
 
@@ -229,8 +232,8 @@ def check_weights(name: str, given: dict[str, Tensor], wanted: dict[str, Tensor]
     if missing or extra:
         example = f"first missing: {missing[0]}" if missing else f"first unknown: {extra[0]}"
         raise ValueError(
-            f"The {name} weights do not belong to this model: {len(missing)} tensors missing, {len(extra)} unknown ({example}); "
-            "the file is incomplete or from another version."
+            f"The {name} weights do not belong to this model: {len(missing)} tensors missing, {len(extra)} unknown "
+            f"({example}); the file is incomplete or from another version."
         )
     for key, tensor in wanted.items():
         if given[key].shape != tensor.shape:
