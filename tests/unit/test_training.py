@@ -145,7 +145,7 @@ def test_learning_rate_rises_then_falls():
 
 
 def test_moving_average_follows_the_formula():
-    a, b = torch.nn.Linear(2, 1), torch.nn.Linear(2, 1)
+    a, b = torch.nn.PReLU(4, init=0.25), torch.nn.PReLU(4, init=1.5)
     before, target = a.weight.detach().clone(), b.weight.detach().clone()
     update_average(a, b, step=10_000, decay=0.9)
     assert torch.allclose(a.weight, 0.9 * before + 0.1 * target)
