@@ -123,6 +123,7 @@ MODEL_FOLDERS = {
     ("CLIPVisionLoader", "clip_name"): "models/clip_vision",
     ("LoadImage", "image"): "input",
     ("LoadImageMask", "image"): "input",
+    ("MVLoadSplat", "file"): "input",
 }
 
 
@@ -142,7 +143,9 @@ def placeholder_files(host):
             for (kind, name), folder in MODEL_FOLDERS.items():
                 value = node["inputs"].get(name)
                 if node["class_type"] == kind and isinstance(value, str):
-                    path = host.base / folder / value
+                    # "name [output]": a file that an earlier run saved.
+                    name_only, mark = value.removesuffix(" [output]"), value.endswith(" [output]")
+                    path = host.base / ("output" if mark else folder) / name_only
                     if not path.exists():
                         path.parent.mkdir(parents=True, exist_ok=True)
                         # The page shows input pictures; model files are only listed.
