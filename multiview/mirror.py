@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import cosine_similarity, grid_sample
+from torch.nn.functional import grid_sample
 
 from .correspondence import Correspondence
 
@@ -176,13 +176,19 @@ def _one_neighbour(source, corners, matches, views, step, options) -> tuple[Tens
     if options.negative == "block":
         side = options.block
         anchor = block[:, :, [0, side - 1, side * (side - 1), side * side - 1]].mean(2, keepdim=True)
-    like = cosine_similarity(source[views][:, :, None], block, dim=1)
-    unlike = 1.0 - cosine_similarity(anchor, block, dim=1)
+    length = block.square().sum(1).sqrt()
+    like = _cosine(source[views][:, :, None], block, length)
+    unlike = 1.0 - _cosine(anchor, block, length)
     weights = options.positive * _softmax(like, inside, options.temperature) + (1 - options.positive) * _softmax(
         unlike, inside, options.temperature
     )
     found = (inside.amax(1, keepdim=True) > 0).to(block)
     return (weights[:, None] * block).sum(2), found
+
+
+def _cosine(anchor: Tensor, block: Tensor, length: Tensor) -> Tensor:
+    """Cosine similarity over channels (dim 1); torch's own is 20 times slower on this layout."""
+    return (anchor * block).sum(1) / (anchor.square().sum(1).sqrt() * length).clamp_min(1e-8)
 
 
 def _softmax(score: Tensor, inside: Tensor, temperature: float) -> Tensor:
@@ -204,16 +210,16 @@ def _block(pictures: Tensor, uv: Tensor, side: int, nearest: bool) -> tuple[Tens
     offset = torch.stack([du.flatten(), dv.flatten()], dim=-1).view(1, -1, 1, 1, 2)
     centre = (uv.floor() + 0.5 if nearest else uv)[:, None]
     at = centre + offset
-    frame = uv.new_tensor([width, height])
-    inside = ((at >= 0) & (at <= frame)).all(-1).to(pictures.dtype)
+    u, v = at.unbind(-1)
+    inside = ((u >= 0) & (u <= width) & (v >= 0) & (v <= height)).to(pictures.dtype)
     if nearest:
-        columns, rows = at[..., 0].long().clamp(0, width - 1), at[..., 1].long().clamp(0, height - 1)
+        columns, rows = u.long().clamp(0, width - 1), v.long().clamp(0, height - 1)
         where = (rows * width + columns).view(n, 1, -1).expand(-1, channels, -1)
         values = pictures.flatten(2).gather(2, where)
     else:
         values = grid_sample(
             pictures,
-            (2 * at / frame - 1).flatten(1, 2),
+            (2 * at / at.new_tensor([width, height]) - 1).flatten(1, 2),
             mode="bilinear",
             padding_mode="border",
             align_corners=False,
