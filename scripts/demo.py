@@ -93,7 +93,7 @@ def saved_files(host: ComfyHost, prompt: dict, result: RunResult) -> list[tuple[
 
 def figures(prompt: dict, result: RunResult) -> list[str]:
     """Mean PSNR and SSIM of each comparison, and the judge's verdict."""
-    lines = [f"{'':28} {'PSNR dB':>8} {'SSIM':>7}"]
+    lines = [f"{'':28} {'PSNR dB':>8} {'SSIM':>7}   (99 = the same picture)"]
     for node_id in nodes_of(prompt, "MVCompareViews"):
         text = result.outputs[node_id]["text"][0]
         means = re.search(r"\bmean\b\D+([\d.]+)\D+([\d.]+)", text)
@@ -129,7 +129,7 @@ def run(toy: int | None) -> None:
         print(f"  {title:28} {seconds:6.1f}")
     print(f"  {'total':28} {sum(parts.values()):6.1f}")
     section("Figures")
-    print("\n".join(f"  {line}" for line in table))
+    print("\n".join(f"  {line}".rstrip() for line in table))
     section("Results")
     for what, path in files:
         print(f"  {what}:\n    {path}")
