@@ -23,7 +23,8 @@ def read(path: Path) -> dict:
 def test_opens_without_red_nodes_or_complaints(page, path, object_info, placeholder_files, tmp_path):
     workflow = read(path)
     with placeholder_files(workflow_to_prompt(workflow, object_info)):
-        page.browser.evaluate("app.refreshComboInNodes().then(() => true)")
+        # The refresh says so in a pop-up of its own, which is no complaint about the workflow.
+        page.browser.evaluate("app.refreshComboInNodes().then(() => app.extensionManager.toast.removeAll() ?? true)")
         page.open(workflow, path.stem)
         time.sleep(1)  # dialogs and pop-ups appear with a delay
     assert page.unknown_nodes() == []
@@ -31,7 +32,7 @@ def test_opens_without_red_nodes_or_complaints(page, path, object_info, placehol
     assert page.complaints(PACK_NAME, "multiview", "MV") == []
     page.picture(tmp_path / "page.png")
     with Image.open(tmp_path / "page.png") as picture:
-        assert len(set(picture.convert("L").resize((64, 40)).getdata())) > 5, "the page is blank"
+        assert len(set(picture.convert("L").resize((64, 40)).tobytes())) > 5, "the page is blank"
 
 
 @by_workflow
@@ -43,7 +44,11 @@ def test_front_end_and_harness_make_the_same_prompt(page, path, object_info):
     assert set(theirs) == set(ours)
     for node_id, node in ours.items():
         assert theirs[node_id]["class_type"] == node["class_type"], node_id
-        assert theirs[node_id]["inputs"] == node["inputs"], (node_id, node["class_type"])
+        definition = object_info[node["class_type"]]["input"]
+        known = {name for section in definition.values() for name in section}
+        # What the page keeps for itself (PreviewAny's text field) is no input of the node; the host passes over it.
+        sent = {name: value for name, value in theirs[node_id]["inputs"].items() if name in known}
+        assert sent == node["inputs"], (node_id, node["class_type"])
 
 
 def test_every_node_can_be_added_by_hand(page, object_info):
