@@ -80,7 +80,7 @@ class ViewLoss:
     def __call__(
         self, image: Tensor, alpha: Tensor, target: Tensor, mask: Tensor, view_weights: Tensor | None = None
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Total (scalar, differentiable) and the detached terms before their weights, for curves."""
+        """Total (scalar, differentiable) and the detached terms, weighted, for curves."""
         terms: dict[str, Tensor] = {}
         if self.w_l1:
             terms["l1"] = self.w_l1 * l1(image, target)

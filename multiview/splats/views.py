@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..checks import check_images, check_view_count
 
 SMALLEST_SIDE = 16
 # How far a pixel's colour (largest channel) is from the background's: certainly background, certainly object.
@@ -97,22 +98,17 @@ def estimate_masks(images: Tensor, background: Tensor) -> Tensor:
 
 
 def _check_images(images: Tensor, cameras: Cameras) -> None:
-    if images.ndim != 4 or images.shape[-1] not in (3, 4):
+    check_images(images, "views")
+    if images.shape[-1] > 4:
         raise ValueError(f"The views must be pictures of shape (N, height, width, 3 or 4), got {tuple(images.shape)}.")
     n, h, w = images.shape[:3]
-    if n != len(cameras):
-        raise ValueError(
-            f"There are {n} views but {len(cameras)} cameras ({cameras.name}); give one picture for each camera."
-        )
+    check_view_count(n, cameras, "views")
     if n < 2:
         raise ValueError("A splat needs at least 2 views from different directions, got 1.")
     if min(h, w) < SMALLEST_SIDE:
         raise ValueError(f"The views are {w} x {h} pixels; fitting needs at least {SMALLEST_SIDE} pixels a side.")
     if not images.is_floating_point():
         raise ValueError(f"The views must be floating-point pictures in [0,1], got {images.dtype}.")
-    bad = (~torch.isfinite(images)).flatten(1).any(1).nonzero().flatten().tolist()
-    if bad:
-        raise ValueError(f"View {_listed(bad)} contains NaN or infinity; check the node that made it.")
     if float(images.min()) < -0.5 or float(images.max()) > 1.5:
         raise ValueError(
             f"The views have values from {float(images.min()):.3g} to {float(images.max()):.3g}; expected [0,1]."

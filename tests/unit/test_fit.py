@@ -324,10 +324,10 @@ def broken(scene, what):
 @pytest.mark.parametrize(
     "what, said",
     [
-        ("count", "5 views but 8 cameras"),
+        ("count", "5 views but the cameras describe 8"),
         ("one", "at least 2 views"),
-        ("shape", "must be pictures of shape"),
-        ("nan", "View 2, 4 contains NaN"),
+        ("shape", "batch of colour pictures"),
+        ("nan", "NaN or infinity \\(view 2, 4\\)"),
         ("range", r"values from .* to 255; expected \[0,1\]"),
         ("integer", "floating-point"),
         ("tiny", "9 x 9 pixels; fitting needs at least 16"),
