@@ -200,11 +200,11 @@ def _report(verdict: Verdict, bank: Bank, nearest: int) -> str:
     shown = [f"{v}{'!' if face else ''}" for v, face in zip(variants, verdict.faces.tolist(), strict=True)]
     return "\n".join(
         [
-            f"nearest toy: seed {int(bank.seeds[nearest])}, variant {int(bank.variant[nearest])}",
-            f"variant nearest to each view ('!' = a second face): {' '.join(shown)}",
-            f"agreement {verdict.agreement:.2f} over the {int(verdict.telling.sum())} views in which the backs differ",
-            f"second faces: {verdict.second_faces}",
-            f"PSNR to the nearest toy {verdict.object_psnr:.2f} dB; of each view to its own nearest "
+            f"- nearest toy: seed {int(bank.seeds[nearest])}, variant {int(bank.variant[nearest])}",
+            f"- variant nearest to each view ('!' = a second face): {' '.join(shown)}",
+            f"- agreement {verdict.agreement:.2f} over {int(verdict.telling.sum())} views in which the backs differ",
+            f"- second faces: {verdict.second_faces}",
+            f"- PSNR to the nearest toy {verdict.object_psnr:.2f} dB; of each view to its own nearest "
             f"{verdict.view_psnr:.2f} dB",
         ]
     )

@@ -12,6 +12,7 @@ from .host import CamerasType, schema
 
 CATEGORY = "multiview/look"
 ROWS = ("views", "second", "third", "fourth")
+BEST_DB = 99.0  # written for equal pictures, whose PSNR is infinite
 
 
 class ContactSheet(io.ComfyNode):
@@ -77,8 +78,8 @@ class CompareViews(io.ComfyNode):
                 CamerasType.Input("cameras", optional=True, tooltip="To name the views by azimuth in the table."),
             ],
             outputs=[
-                io.String.Output(display_name="table", tooltip="PSNR and SSIM of each view, and their means."),
-                io.Float.Output(display_name="psnr", tooltip="Mean PSNR in dB; higher is closer. 99 if equal."),
+                io.String.Output(display_name="table", tooltip="PSNR and SSIM, each view and all, as Markdown."),
+                io.Float.Output(display_name="psnr", tooltip="PSNR of all views together in dB; 99 if equal."),
                 io.Float.Output(display_name="ssim", tooltip="Mean SSIM; 1 is equal."),
             ],
             is_output_node=True,
@@ -96,16 +97,19 @@ class CompareViews(io.ComfyNode):
             reference = comfy.utils.common_upscale(
                 reference.movedim(-1, 1), width, height, "area", "disabled"
             ).movedim(1, -1)
-        decibels = psnr(views, reference).clamp(max=99.0)
+        decibels = psnr(views, reference).clamp(max=BEST_DB)
         similarity = ssim(views, reference)
+        # All views as one picture: a mean of decibels would count a view that happens to be equal far too much.
+        overall = float(psnr(views.flatten(0, 1)[None], reference.flatten(0, 1)[None]).clamp(max=BEST_DB))
+        overall_ssim = float(similarity.mean())
         names = range(len(views)) if cameras is None else [f"{a:.1f} deg" for a in cameras.azimuths().tolist()]
-        lines = [title, f"{'view':>10} {'PSNR dB':>9} {'SSIM':>7}"]
+        # Markdown, which core's Preview as Text draws as a table.
+        lines = [f"**{title}**", "", "| view | PSNR dB | SSIM |", "|---|---|---|"]
         for name, d, s in zip(names, decibels.tolist(), similarity.tolist(), strict=False):
-            lines.append(f"{name!s:>10} {d:9.2f} {s:7.4f}")
-        mean_psnr, mean_ssim = float(decibels.mean()), float(similarity.mean())
-        lines.append(f"{'mean':>10} {mean_psnr:9.2f} {mean_ssim:7.4f}")
+            lines.append(f"| {name} | {d:.2f} | {s:.4f} |")
+        lines.append(f"| all | {overall:.2f} | {overall_ssim:.4f} |")
         table = "\n".join(lines)
-        return io.NodeOutput(table, mean_psnr, mean_ssim, ui=ui.PreviewText(table))
+        return io.NodeOutput(table, overall, overall_ssim, ui=ui.PreviewText(table))
 
 
 NODES = [ContactSheet, CompareViews]

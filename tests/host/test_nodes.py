@@ -58,6 +58,12 @@ def verdict(result, key="j") -> str:
     return result.outputs[key]["text"][0]
 
 
+def overall_psnr(result, key: str) -> float:
+    """The last line of MVCompareViews' table: all views together."""
+    line = result.outputs[key]["text"][0].splitlines()[-1]
+    return float(re.fullmatch(r"\| all \| ([\d.]+) \| [\d.]+ \|", line)[1])
+
+
 def inspect(host, prompt: dict, source, key="i"):
     result = host.run({**prompt, key: node("TestInspect", value=list(source))})
     return result.outputs[key]["report"][0]
@@ -139,7 +145,7 @@ def test_custom_sampling_equals_ksampler(host):
         "x": node("MVCompareViews", views=["d", 0], reference=["e", 0], title="same", cameras=["c", 0]),
     }  # fmt: skip
     result = host.run(prompt)
-    assert "99.00  1.0000" in result.outputs["x"]["text"][0].splitlines()[-1]
+    assert result.outputs["x"]["text"][0].splitlines()[-1] == "| all | 99.00 | 1.0000 |"
 
 
 def test_same_seed_same_views_and_another_seed_other_views(host):
@@ -193,9 +199,8 @@ def test_fit_render_save_load_round_trip(host):
     assert not list(path.parent.glob("*.tmp*"))
     vertex = PlyData.read(path)["vertex"]
     assert len(vertex) > 100 and {"x", "f_dc_0", "opacity", "scale_0", "rot_0"} <= set(vertex.data.dtype.names)
-    mean = [float(line.split()[1]) for line in result.outputs["x"]["text"][0].splitlines() if "mean" in line][0]
-    assert mean > 22
-    assert "99.00" in result.outputs["y"]["text"][0].splitlines()[-1]
+    assert overall_psnr(result, "x") > 22
+    assert overall_psnr(result, "y") == 99
     loaded = {
         "f": node("MVLoadSplat", file=f"{file['subfolder']}/{file['filename']} [output]"),
         "g": node("MVGaussianRender", splat=["f", 0], cameras=["c", 0], width=48, height=48, background="white"),
@@ -203,7 +208,7 @@ def test_fit_render_save_load_round_trip(host):
         "h": prompt["g"],
     }
     again = host.run({**fitted(iterations=80), **loaded})
-    assert float(again.outputs["x"]["text"][0].splitlines()[-1].split()[1]) > 60
+    assert overall_psnr(again, "x") > 60
 
 
 def test_render_gives_metric_depth_and_coordinates(host):
@@ -265,9 +270,7 @@ def test_core_renders_our_file_and_our_splat_as_we_do(host, object_info):
     for key, other in (("x1", "native"), ("x2", "file"), ("x3", "flip")):
         prompt[key] = node("MVCompareViews", views=["g", 0], reference=[other, 0], title=other)
     result = host.run(prompt)
-    native, file, flipped = (
-        float(result.outputs[k]["text"][0].splitlines()[-1].split()[1]) for k in ("x1", "x2", "x3")
-    )
+    native, file, flipped = (overall_psnr(result, k) for k in ("x1", "x2", "x3"))
     assert min(native, file) > 21 and flipped < min(native, file) - 4, (native, file, flipped)
 
 
@@ -401,11 +404,17 @@ def test_truncated_trained_weights_and_missing_ones(host):
 
 def test_a_damaged_bank_is_drawn_again(host):
     host.run(sampled())
-    (bank,) = [p for p in (Path(host.base) / "models/multiview/banks").glob("*.safetensors")][:1]
-    whole = bank.read_bytes()
-    bank.write_bytes(whole[: len(whole) // 2])
+    folder = Path(host.base) / "models" / "multiview" / "banks"
+    whole = {path: path.read_bytes() for path in folder.glob("*.safetensors")}
+    for path, content in whole.items():
+        path.write_bytes(content[: len(content) // 2])
     host.run(sampled(front_bias=0.01))
-    assert bank.read_bytes() == whole or bank.stat().st_size == len(whole)
+    # The order within the header is free, so only its length and what follows it are the same.
+    after = {path: path.read_bytes() for path in whole}
+    repaired = [len(after[p]) == len(content) and after[p][4096:] == content[4096:] for p, content in whole.items()]
+    for path, content in whole.items():
+        path.write_bytes(content)
+    assert repaired.count(True) == 1
 
 
 def test_judge_wants_the_analytic_model(host):

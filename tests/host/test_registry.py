@@ -117,7 +117,10 @@ def test_no_help_page_for_a_node_that_does_not_exist(ours):
 
 
 def test_every_node_appears_in_a_workflow(ours):
+    """Except those for nodes of newer hosts: a workflow with them could not be opened on the oldest one."""
     used = {node["type"] for path in WORKFLOWS for node in read(path)["nodes"]}
+    lines = (ROOT / "tests/host/node_ids.txt").read_text().splitlines()
+    used |= {line.split()[0] for line in lines if " if " in line.partition("#")[0]}
     problems([f"{node_id} is in no workflow" for node_id in ours if node_id not in used])
 
 
