@@ -14,17 +14,16 @@ from ..multiview.checks import check_images, check_size, check_view_count
 from ..multiview.demo import video_unet
 from ..multiview.demo.analytic import AnalyticOptions
 from ..multiview.demo.bank import Bank, bank_key, bank_path, build_bank, load_bank, reference_camera, save_bank
-from ..multiview.demo.measure import Verdict, distances, judge
+from ..multiview.demo.measure import Verdict, judge
 from ..multiview.demo.objects import MAX_VARIANTS, make_object
 from ..multiview.demo.raycast import render_object
 from ..multiview.depth import DepthMaps
 from . import host
-from .host import CamerasType, DepthType, advanced, schema
+from .host import BACKGROUNDS, CamerasType, DepthType, advanced, schema
 
 CATEGORY = "multiview/demo"
 # A family whose bank looks good (docs/analytic_model.md).
 DEFAULT_SEED = 23
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 BANK_BYTES = 1 << 30
 
 
@@ -123,11 +122,6 @@ class LoadDemoModel(io.ComfyNode):
                 cameras=None) -> io.NodeOutput:
         check_size(resolution, resolution)
         cameras = cameras or preset("demo")
-        if families * variants * len(cameras) * resolution**2 * 3 > BANK_BYTES:
-            raise ValueError(
-                f"A bank of {families * variants} toys in {len(cameras)} views of {resolution} x {resolution} pixels "
-                f"would take more than {BANK_BYTES >> 20} MB; lower resolution, families or variants."
-            )
         if kind == "trained":
             from .trained_model import load_trained_demo_model
 
@@ -172,9 +166,8 @@ class DemoJudge(io.ComfyNode):
         views = check_images(views, "views")
         check_view_count(views.shape[0], bank.cameras, "views")
         verdict = judge(views, bank)
-        nearest = int(distances(views, bank)[0].mean(1).argmin())
-        truth = bank.views[nearest].float() / 255.0
-        report = _report(verdict, bank, nearest)
+        truth = bank.views[verdict.nearest].float() / 255.0
+        report = _report(verdict, bank)
         return io.NodeOutput(
             truth, report, verdict.agreement, verdict.second_faces, verdict.object_psnr, ui=ui.PreviewText(report)
         )
@@ -195,7 +188,8 @@ def _trained_weights() -> str:
     )
 
 
-def _report(verdict: Verdict, bank: Bank, nearest: int) -> str:
+def _report(verdict: Verdict, bank: Bank) -> str:
+    nearest = verdict.nearest
     variants = bank.variant[verdict.members].tolist()
     shown = [f"{v}{'!' if face else ''}" for v, face in zip(variants, verdict.faces.tolist(), strict=True)]
     return "\n".join(
@@ -212,6 +206,11 @@ def _report(verdict: Verdict, bank: Bank, nearest: int) -> str:
 
 def _bank(cameras: Cameras, size: int, families: int, variants: int, seed: int) -> Bank:
     """The bank from ComfyUI's models folder; drawn, with a progress bar, on first use. A damaged file is drawn anew."""
+    if families * variants * len(cameras) * size**2 * 3 > BANK_BYTES:
+        raise ValueError(
+            f"A bank of {families * variants} toys in {len(cameras)} views of {size} x {size} pixels "
+            f"would take more than {BANK_BYTES >> 20} MB; lower resolution, families or variants."
+        )
     path = bank_path(host.cache_folder("banks"), bank_key(cameras, size, families, variants, seed))
     if path.exists():
         try:

@@ -25,6 +25,8 @@ CamerasType = io.Custom("MV_CAMERAS")
 DepthType = io.Custom("MV_DEPTH")
 SplatType = io.Custom("SPLAT")
 PREVIEW_MAX_SIDE = 512
+# Colours behind an object that nodes offer by name.
+BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 
 
 def schema(**keywords) -> io.Schema:

@@ -19,10 +19,9 @@ from ..multiview.splats.losses import psnr
 from ..multiview.splats.ply import load_ply, save_ply
 from ..multiview.splats.render import render_coordinates, render_gaussians
 from . import host
-from .host import CamerasType, DepthType, SplatType, advanced, schema
+from .host import BACKGROUNDS, CamerasType, DepthType, SplatType, advanced, schema
 
 CATEGORY = "multiview/splat"
-BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 # Working memory of a fit, a generous guess, so that big models make room first.
 FIT_MEMORY_BYTES = 2 << 30
 PREVIEWS = 30

@@ -21,11 +21,12 @@ class Verdict:
     """members: (N,) nearest bank member of each view; telling: (N,) bool, the views in which variants differ;
     faces: (N,) bool, views that show a second face; agreement: share of telling views that show the most common
     variant (1 = all the same object; a second face agrees with nothing; nan if no view tells);
-    object_psnr: dB of all views together against the nearest single object;
+    nearest: the bank member nearest to all views together; object_psnr: dB of all views together against it;
     view_psnr: dB of the views against the nearest own picture of each.
     """
 
     members: Tensor
+    nearest: int
     telling: Tensor
     faces: Tensor
     agreement: float
@@ -79,7 +80,9 @@ def judge(views: Tensor, bank: Bank, family: int | None = None) -> Verdict:
     votes = torch.where(faces, -1, bank.variant[members])[telling]
     counts = torch.bincount(votes[votes >= 0], minlength=1)
     agreement = float(counts.max()) / len(votes) if len(votes) else math.nan
-    return Verdict(members, telling, faces, agreement, _psnr(own.mean(1).min()), _psnr(own.amin(0).mean()))
+    together = own.mean(1)
+    nearest = int(together.argmin())
+    return Verdict(members, nearest, telling, faces, agreement, _psnr(together[nearest]), _psnr(own.amin(0).mean()))
 
 
 def _of_family(table: Tensor, bank: Bank, family: int | None) -> Tensor:
