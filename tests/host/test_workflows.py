@@ -7,78 +7,35 @@ fit work together, not what the pictures show.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import build_workflows
 import demo
 import numpy as np
 import pytest
 from comfy_host import workflow_to_prompt
-from PIL import Image
 from plyfile import PlyData
-
-ROOT = Path(__file__).resolve().parents[2]
-WORKFLOWS = ROOT / "workflows"
-
-
-def read(name: str) -> dict:
-    return json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8"))
-
-
-def find(prompt: dict, kind: str, title: str | None = None) -> str:
-    (one,) = [k for k, n in prompt.items() if n["class_type"] == kind and title in (None, n["_meta"]["title"])]
-    return one
-
-
-def watch(prompt: dict, name: str, source: list, kind: str = "SaveImage") -> None:
-    """Add a node that shows the test a value the workflow itself does not save."""
-    inputs = {"images": source, "filename_prefix": f"watched/{name}"} if kind == "SaveImage" else {"value": source}
-    prompt[name] = {"class_type": kind, "inputs": inputs, "_meta": {"title": name}}
-
-
-def pictures(host, result, node_id: str) -> np.ndarray:
-    """(N,H,W,3) in [0,1] of what a node saved."""
-    loaded = []
-    for file in result.files(node_id):
-        with Image.open(host.output_path(file)) as one:
-            loaded.append(np.asarray(one.convert("RGB"), dtype=np.float64) / 255)
-    return np.stack(loaded)
-
-
-def frames(path: Path) -> np.ndarray:
-    with Image.open(path) as one:
-        found = []
-        for i in range(one.n_frames):
-            one.seek(i)
-            found.append(np.asarray(one.convert("RGB"), dtype=np.float64) / 255)
-    return np.stack(found)
-
-
-def halved(images: np.ndarray) -> np.ndarray:
-    n, h, w, c = images.shape
-    return images.reshape(n, h // 2, 2, w // 2, 2, c).mean((2, 4))
-
-
-def psnr(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(N,) in dB, written out here so that it does not share our nodes' code."""
-    return -10 * np.log10(np.maximum(((a - b) ** 2).mean((1, 2, 3)), 1e-10))
-
-
-def text_of(result, node_id: str) -> str:
-    return result.outputs[node_id]["text"][0]
-
-
-def the_file(host, result, node_id: str) -> Path:
-    (file,) = result.files(node_id)
-    return host.output_path(file)
-
+from running_workflows import (
+    FRAMES,
+    ROOT,
+    SIDE,
+    find,
+    frames,
+    halved,
+    pictures,
+    psnr,
+    read,
+    reduced,
+    run_demo,
+    text_of,
+    the_file,
+    watch,
+)
 
 # --- files ------------------------------------------------------------------------------------------------------------
 
@@ -98,22 +55,6 @@ def our_nodes(workflow: dict) -> list:
 
 
 # --- the demo ---------------------------------------------------------------------------------------------------------
-
-
-def run_demo(host, object_info, name: str):
-    prompt = workflow_to_prompt(read(name), object_info)
-    watch(prompt, "views", [find(prompt, "VAEDecode"), 0])
-    watch(prompt, "renders", [find(prompt, "MVGaussianReconstruct"), 1])
-    reporter = demo.Reporter(prompt)
-    result = host.run(prompt, reporter, timeout=1500)
-    reporter.finish()
-    return prompt, result, reporter
-
-
-@pytest.fixture(scope="module")
-def demo_run(host, object_info):
-    """image_to_splat_demo exactly as shipped: 16 views of 128 px, 30 steps, the fit's own settings; about 40 s."""
-    return run_demo(host, object_info, "image_to_splat_demo")
 
 
 def test_demo_makes_16_different_views_of_one_toy(host, demo_run):
@@ -271,56 +212,6 @@ def test_coordinates_are_where_the_surface_is(host, files_run):
 
 
 # --- SV3D -------------------------------------------------------------------------------------------------------------
-
-FRAMES, SIDE = 6, 64
-
-
-def _reduced_checkpoints():
-    spec = importlib.util.spec_from_file_location("reduced_checkpoints", ROOT / "tests" / "reduced_checkpoints.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def sv3d_checkpoint(host):
-    """sv3d_p.safetensors with random weights where the host looks for checkpoints: 1.9 GB, deleted afterwards."""
-    folder = host.base / "models" / "checkpoints"
-    path = _reduced_checkpoints().write("sv3d_p", folder, host.comfyui, host.python)
-    yield path
-    host.free()
-    path.unlink()
-
-
-@pytest.fixture(scope="module")
-def input_picture(host, tmp_path_factory):
-    """example.png: an orange disc on transparent ground, whose hidden colour is green."""
-    y, x = np.mgrid[:96, :96]
-    disc = (x - 48) ** 2 + (y - 48) ** 2 < 30**2
-    pixels = np.where(disc[..., None], [255, 128, 0, 255], [0, 255, 0, 0]).astype(np.uint8)
-    path = tmp_path_factory.mktemp("input") / "example.png"
-    Image.fromarray(pixels, "RGBA").save(path)
-    host.upload_image(path)
-
-
-def reduced(prompt: dict) -> dict:
-    """Fewer and smaller views, two steps, a token fit; nothing else is changed."""
-    small = {
-        "KSampler": {"steps": 2},
-        "MVGaussianReconstruct": {"iterations": 4, "points": 200, "max_points": 500},
-        "MVGaussianRender": {"width": SIDE, "height": SIDE},
-        "SV3D_Conditioning": {"width": SIDE, "height": SIDE},
-        "MVViewConditioning": {"width": SIDE, "height": SIDE},
-    }
-    for node in prompt.values():
-        node["inputs"] |= small.get(node["class_type"], {})
-        if node["class_type"] == "MVOrbitCameras":
-            turntable = node["inputs"]["preset"] == "custom orbit"
-            if not isinstance(node["inputs"]["views"], list):
-                node["inputs"]["views"] = 4 if turntable else FRAMES
-        if node["class_type"] == "PrimitiveInt":
-            node["inputs"]["value"] = FRAMES
-    return prompt
 
 
 @pytest.mark.slow  # writes and loads 1.9 GB of weights, then runs a 0.2 billion parameter UNet and CLIP H on the CPU
