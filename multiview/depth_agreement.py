@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .correspondence import JUMP
-from .depth_rig import Rig, bilinear, inside_frame, neighbours, shrunk, spread_pixels
+from .depth_rig import Rig, bilinear, gradients, inside_frame, neighbours, shrunk, spread_pixels
 
 # Views further apart than this share too little surface to compare.
 WIDEST = 75.0
@@ -89,35 +89,33 @@ def confidence(depth: Tensor, cameras: Cameras, radius: float) -> Tensor:
     n, height, width = depth.shape
     step = max(1, -(-max(height, width) // CONFIDENCE_SIDE))
     maps = depth.double().cpu()
-    # Every step-th pixel, never a mean: a mean over an edge is a surface that does not exist.
-    rows, columns = torch.arange(step // 2, height, step), torch.arange(step // 2, width, step)
-    v, u = torch.meshgrid(rows, columns, indexing="ij")
-    uv = torch.stack([u, v], dim=-1).reshape(-1, 2).double() + 0.5
     rig = Rig.of(cameras, (height, width))
     solid = maps > 0
     filled = _filled(maps)
+    reach = TOLERANCE * radius * _tilt(filled, rig)
     table = neighbours(cameras, 0.5, WIDEST, 4)
-    tolerance = TOLERANCE * radius
-    coarse = []
+    # Every step-th pixel, never a mean: a mean over an edge is a surface that does not exist.
+    coarse = solid[:, step // 2 :: step, step // 2 :: step]
+    agreement = torch.zeros(coarse.shape, dtype=torch.float64)
     for i in range(n):
-        z = maps[i][v, u].flatten()
-        view = torch.full((len(z),), i)
-        rays = rig.rays(view, uv)
+        row, column = coarse[i].nonzero().unbind(1)
+        place = torch.stack([column, row], dim=1) * step + step // 2
+        z, rays = maps[i][place[:, 1], place[:, 0]], rig.rays(i, place.double() + 0.5)
         total, count = torch.zeros_like(z), torch.zeros_like(z)
         for j in table[i]:
-            other = torch.full_like(view, j)
-            there, expected, _, _ = rig.move(view, other, rays, z.clamp_min(1e-6))
-            cover = bilinear(solid.double(), other, there)
-            found = bilinear(filled, other, there)
-            gap = found - expected
-            slope = _slope(filled, rig, other, there, found)
-            score = torch.exp(-((gap / (tolerance * slope)) ** 2)) * (cover > 0.25)
+            there, expected, _, _ = rig.move(i, j, rays, z)
+            cover = bilinear(solid.double(), j, there)
+            gap = (bilinear(filled, j, there) - expected) / bilinear(reach, j, there)
+            score = torch.exp(-gap.square()) * (cover > 0.25)
             # A nearer surface hides the point: this neighbour cannot tell.
-            sees = inside_frame(there, rig.size) & ((gap > -2 * tolerance * slope) | (cover <= 0.25))
+            sees = inside_frame(there, rig.size) & ((gap > -2) | (cover <= 0.25))
             total, count = total + score * sees, count + sees
-        score = torch.where(count > 0, total / count.clamp_min(1), torch.full_like(total, UNCHECKED))
-        coarse.append(score.view(len(rows), len(columns)))
-    agreement = F.interpolate(torch.stack(coarse)[:, None], size=(height, width), mode="bilinear")[:, 0]
+        agreement[i, row, column] = torch.where(count > 0, total / count.clamp_min(1), UNCHECKED)
+    if step > 1:
+        # Weighted by the coarse mask, so that background does not leak into outlines.
+        both = torch.stack([agreement, coarse.double() + 1e-9], dim=1)
+        both = F.interpolate(both, size=(height, width), mode="bilinear")
+        agreement = both[:, 0] / both[:, 1]
     return (agreement * _edges(maps, rig) * solid).clamp(0, 1).float()
 
 
@@ -129,14 +127,10 @@ def _filled(maps: Tensor) -> Tensor:
     return torch.where(maps > 0, maps, total / share.clamp_min(1e-9))
 
 
-def _slope(maps: Tensor, rig: Rig, other: Tensor, uv: Tensor, depth: Tensor) -> Tensor:
-    """(P,) in [1,3]: 1 / cos of the surface's tilt, which turns a gap along the axis into a distance to the surface."""
-    offset = uv.new_tensor([1.0, 0.0])
-    across = bilinear(maps, other, uv + offset) - bilinear(maps, other, uv - offset)
-    down = bilinear(maps, other, uv + offset.flip(0)) - bilinear(maps, other, uv - offset.flip(0))
-    scale = rig.focal[other] / (2 * depth[:, None].clamp_min(1e-6))
-    tilt = (torch.stack([across, down], dim=1) * scale).square().sum(1)
-    return (1 + tilt).sqrt().clamp(1.0, 3.0)
+def _tilt(maps: Tensor, rig: Rig) -> Tensor:
+    """(N,H,W) in [1,3]: 1 / cos of the surface's tilt: gap along the axis divided by distance to the surface."""
+    scale = rig.focal[:, None, None, :] / maps[..., None].clamp_min(1e-6)
+    return (1 + (gradients(maps) * scale).square().sum(-1)).sqrt().clamp(1.0, 3.0)
 
 
 def _edges(maps: Tensor, rig: Rig) -> Tensor:

@@ -30,7 +30,7 @@ METHODS = ("joint", "silhouette", "minmax", "none")
 KINDS = ("disparity", "depth")
 # A view whose masks seen from the side are closer to its own direction than this cannot tell how deep the object is.
 SIDE_VIEW_DEG = 55.0
-HULL_SAMPLES, HULL_STEPS = 300, 96
+HULL_SAMPLES, HULL_STEPS = 200, 64
 # Values may lie this far outside the percentiles, as a share of their range, before they are cut off.
 BEYOND = 0.5
 
@@ -91,8 +91,8 @@ def calibrate(
         values = interpolate(values[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
     oriented = values if near_is_large else -values
     share, ends = _stretched(oriented, inside, percentiles)
-    rig = Rig.of(cameras, size)
-    radius = radius or silhouette_radius(inside, cameras)
+    axis_radius, extent = silhouette_radii(inside, cameras)
+    radius = radius or axis_radius
     distances = cameras.radii().cpu()
     paper = torch.stack([distances - radius, distances], dim=1)
     note = ""
@@ -101,7 +101,7 @@ def calibrate(
     elif method == "minmax":
         start = paper
     else:
-        start, lost = silhouette_limits(share, inside, cameras, kind)
+        start, lost = silhouette_limits(share, inside, cameras, kind, extent)
         if lost:
             start[lost] = paper[lost]
             which = "No view" if len(lost) == len(start) else f"For view {', '.join(map(str, lost[:8]))} no other"
@@ -109,7 +109,7 @@ def calibrate(
     linear = kind == "depth" or method == "minmax"
     limits = start
     if method == "joint":
-        limits, moved = fit_jointly(share, inside, cameras, start, linear, radius)
+        limits, moved = fit_jointly(share, inside, cameras, start, linear, extent)
         if not moved:
             note = (note + " The joint fit found nothing better than its start.").strip()
     depth = values if method == "none" else _metric(share, limits, linear)
@@ -118,45 +118,51 @@ def calibrate(
     if not metric and method != "minmax":
         plain = _metric(share, paper, True).clamp_min(1e-3)
         before = disagreement(torch.where(inside, plain, torch.zeros_like(plain)), cameras)
-    trust = confidence(depth, cameras, radius) * masks
+    trust = confidence(depth, cameras, extent) * masks
     return Calibrated(DepthMaps(depth.float(), trust), limits, before, disagreement(depth, cameras), note)
 
 
-def silhouette_radius(inside: Tensor, cameras: Cameras) -> float:
-    """Radius of the object about the vertical axis in world units: the widest silhouette's distance from the axis.
+def silhouette_radii(inside: Tensor, cameras: Cameras) -> tuple[float, float]:
+    """Largest distance of the silhouettes (N,H,W) bool from the vertical axis and from the origin, in world units.
 
-    inside: (N,H,W) bool. The distance between the origin and a ray is exact for a sphere, whatever the perspective.
+    Distances of rays from the axis or origin, which is exact for a sphere, whatever the perspective.
     """
     rig = Rig.of(cameras, tuple(inside.shape[1:]))
-    widest = 0.0
-    for i, mask in enumerate(inside):
-        columns = mask.any(0).nonzero()[:, 0].double()
-        edges = torch.stack([columns.min(), columns.max() + 1])
-        x = (edges - rig.middle[i, 0]) / rig.focal[i, 0]
-        widest = max(widest, float((x / (1 + x * x).sqrt()).abs().max() * rig.centre[i].norm()))
-    return widest
+    widest = farthest = 0.0
+    for i, distance in enumerate(cameras.radii().tolist()):
+        row, column = inside[i].nonzero().unbind(1)
+        x, y, _ = rig.rays(i, torch.stack([column, row], dim=1) + 0.5).abs().unbind(1)
+        across, away = float(x.max()), float((x * x + y * y).max()) ** 0.5
+        widest = max(widest, distance * across / (1 + across**2) ** 0.5)
+        farthest = max(farthest, distance * away / (1 + away**2) ** 0.5)
+    return widest, farthest
 
 
-def silhouette_limits(share: Tensor, inside: Tensor, cameras: Cameras, kind: str) -> tuple[Tensor, list[int]]:
+def silhouette_limits(
+    share: Tensor, inside: Tensor, cameras: Cameras, kind: str, extent: float
+) -> tuple[Tensor, list[int]]:
     """(N,2) near and far of each view by the visual hull, and the views for which no other looks from the side.
 
     The hull's front surface lies before the object's, and touches it wherever an outline of another view passes.
-    share (N,H,W): V in [0,1]. Near and far are found by matching the quantiles of V to those of the hull's depth.
+    share (N,H,W): V in [0,1]. extent: no part of the object is further from the origin.
+    Near and far are found by matching the quantiles of V to those of the hull's depth.
     """
     rig = Rig.of(cameras, tuple(inside.shape[1:]))
     view, uv = spread_pixels(shrunk(inside), HULL_SAMPLES)
-    front = hull_depth(rig, inside, cameras, view, uv)
     value = bilinear(share, view, uv)
     sideways = neighbours(cameras, SIDE_VIEW_DEG, 180.0 - SIDE_VIEW_DEG, 1)
     limits, lost = torch.zeros(len(inside), 2, dtype=torch.float64), []
     grid = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
-    for i in range(len(inside)):
-        mine = (view == i) & torch.isfinite(front)
-        if not sideways[i] or int(mine.sum()) < 8:
+    for i, distance in enumerate(cameras.radii().tolist()):
+        reach = (max(distance - extent, 0.05 * distance), distance + extent)
+        mine = view == i
+        front = hull_depth(rig, inside, reach, i, uv[mine]) if sideways[i] else torch.zeros(0)
+        met = torch.isfinite(front)
+        if int(met.sum()) < 8:
             lost.append(i)
             continue
-        target = front[mine] if kind == "depth" else 1.0 / front[mine]
-        source = torch.quantile(value[mine], grid)
+        front, source = front[met], torch.quantile(value[mine][met], grid)
+        target = front if kind == "depth" else 1.0 / front
         # Depth falls with V, its inverse rises.
         wanted = torch.quantile(target, 1 - grid if kind == "depth" else grid)
         design = torch.stack([1 - source, source], dim=1)
@@ -167,31 +173,30 @@ def silhouette_limits(share: Tensor, inside: Tensor, cameras: Cameras, kind: str
     return limits, lost
 
 
-def hull_depth(rig: Rig, inside: Tensor, cameras: Cameras, view: Tensor, uv: Tensor) -> Tensor:
-    """(P,) camera z at which the ray through uv (P,2) of view (P,) first meets the visual hull, inf where never."""
-    reach = cameras.radii().cpu()[view]
-    steps = torch.linspace(0.5, 1.5, HULL_STEPS, dtype=torch.float64)
-    z = reach[:, None] * steps
-    rays = rig.rays(view, uv).repeat_interleave(HULL_STEPS, 0)
-    flat_view, flat_z = view.repeat_interleave(HULL_STEPS), z.flatten()
-    alive = torch.ones_like(flat_z, dtype=torch.bool)
+def hull_depth(rig: Rig, inside: Tensor, reach: tuple[float, float], view: int, uv: Tensor) -> Tensor:
+    """(P,) camera z at which the rays through pixels uv (P,2) of a view first meet the visual hull, inf where never.
+
+    reach: nearest and farthest z to look at. Exact to half a step, a 128th of that range.
+    """
+    height, width = rig.size
+    steps = torch.linspace(*reach, HULL_STEPS, dtype=torch.float64)
+    rays, z = rig.rays(view, uv).repeat_interleave(HULL_STEPS, 0), steps.repeat(len(uv))
+    left = torch.arange(len(z))
     for j in range(len(inside)):
-        left = alive.nonzero()[:, 0]
-        other = torch.full_like(left, j)
-        there, _, _, _ = rig.move(flat_view[left], other, rays[left], flat_z[left])
+        there = rig.move(view, j, rays[left], z[left])[0]
         column, row = there.clamp(-1e6, 1e6).floor().long().unbind(1)
-        height, width = rig.size
         hit = inside[j, row.clamp(0, height - 1), column.clamp(0, width - 1)]
         # What lies outside a picture is not known to be empty.
-        alive[left] = hit | ~inside_frame(there, rig.size)
-    first = torch.where(alive.view(z.shape), z, torch.inf).amin(1)
-    return first
+        left = left[hit | ~inside_frame(there, rig.size)]
+    first = torch.full_like(z, torch.inf)
+    first[left] = z[left]
+    return first.view(-1, HULL_STEPS).amin(1) - 0.5 * float(steps[1] - steps[0])
 
 
 def _stretched(oriented: Tensor, inside: Tensor, percentiles: tuple[float, float]) -> tuple[Tensor, Tensor]:
     """V (N,H,W) and the two values (N,2) that became 0 and 1."""
     grid = torch.tensor(percentiles, dtype=torch.float64) / 100
-    ends = torch.stack([torch.quantile(_some(values[mask]), grid) for values, mask in zip(oriented, inside, strict=True)])
+    ends = torch.stack([torch.quantile(_some(v[mask]), grid) for v, mask in zip(oriented, inside, strict=True)])
     span = ends[:, 1] - ends[:, 0]
     flat = (span <= 1e-9 * ends.abs().amax(1).clamp_min(1e-30)).nonzero().flatten().tolist()
     if flat:
@@ -242,9 +247,10 @@ def _check(raw, masks, cameras, kind, method, metric, percentiles) -> tuple[Tens
     inside = masks > 0.5
     empty = (~inside.flatten(1).any(1)).nonzero().flatten().tolist()
     if len(empty) == len(masks):
-        raise ValueError("The masks show no object in any view; a mask must be 1 where the object is (is it inverted?).")
+        raise ValueError("Every mask is empty; a mask must be 1 where the object is (is it inverted?).")
     if empty:
-        raise ValueError(f"The mask of view {', '.join(map(str, empty[:8]))} is empty; repair it or leave the view out.")
+        which = ", ".join(map(str, empty[:8]))
+        raise ValueError(f"The mask of view {which} is empty; leave the view out or repair its mask.")
     if not torch.isfinite(raw).all():
         bad = [i for i, one in enumerate(raw) if not torch.isfinite(one).all()]
         raise ValueError(
@@ -252,7 +258,7 @@ def _check(raw, masks, cameras, kind, method, metric, percentiles) -> tuple[Tens
             "fp32, or write 0 where there is nothing and mask it out."
         )
     if metric and bool((raw[_resized(inside, raw)] <= 0).any()):
-        raise ValueError("Metric depth must be larger than 0 inside the object's mask; shrink the mask or repair the depth.")
+        raise ValueError("Metric depth must be more than 0 inside the mask; shrink the mask or repair the depth.")
     return masks, inside
 
 

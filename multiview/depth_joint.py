@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .cameras import Cameras
 from .depth_agreement import WIDEST
-from .depth_rig import Rig, bilinear, inside_frame, neighbours, shrunk, spread_pixels
+from .depth_rig import Rig, bilinear, gradients, inside_frame, neighbours, shrunk, spread_pixels
 
 SAMPLES = 160  # points of each view
 NEIGHBOURS = 6
@@ -37,10 +37,8 @@ class _Problem:
     rays: Tensor
     value: Tensor
     near: Tensor
-    share: Tensor
-    gradient: Tensor
-    core: Tensor
-    outside: Tensor
+    surface: Tensor
+    outline: Tensor
     linear: bool
 
 
@@ -103,15 +101,12 @@ def _set_up(share: Tensor, inside: Tensor, cameras: Cameras, linear: bool) -> _P
     keep = near | (torch.arange(len(which)) % 3 == 0)
     which, other, near = which[keep], other[keep], near[keep]
     mine = view[which]
-    distances = [torch.from_numpy(distance_transform_edt((~m).numpy())) for m in inside]
-    padded = torch.nn.functional.pad(share[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
-    gradient = torch.stack(
-        [padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]], dim=-1
-    ) / 2
-    rays = rig.rays(mine, uv[which])
-    value = bilinear(share, mine, uv[which])
-    outside = torch.stack(distances).double()
-    return _Problem(rig, mine, other, rays, value, near, share, gradient, core, outside, linear)
+    rays, value = rig.rays(mine, uv[which]), bilinear(share, mine, uv[which])
+    outside = torch.stack([torch.from_numpy(distance_transform_edt((~m).numpy())) for m in inside]).double()
+    # Maps that are always looked up together: V, its slopes, whether V counts; distance to the outline, its slopes.
+    surface = torch.cat([share[..., None], gradients(share), core.double()[..., None]], dim=-1)
+    outline = torch.cat([outside[..., None], gradients(outside)], dim=-1)
+    return _Problem(rig, mine, other, rays, value, near, surface, outline, linear)
 
 
 def _depth(problem: _Problem, values: Tensor, view: Tensor, share: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -131,23 +126,16 @@ def _residuals(problem: _Problem, values: Tensor):
     z, dz, _ = _depth(problem, values, mine, problem.value)
     uv, there, duv, dthere = rig.move(mine, other, problem.rays, z)
     shown = inside_frame(uv, rig.size)
-    solid = problem.near & shown & (bilinear(problem.core.double(), other, uv) > 0.999)
-    share = bilinear(problem.share, other, uv)
-    found, dfound, by_share = _depth(problem, values, other, share)
-    gradient = bilinear(problem.gradient, other, uv) * by_share[:, None]
+    surface = bilinear(problem.surface, other, uv)
+    solid = problem.near & shown & (surface[:, 3] > 0.999)
+    found, dfound, by_share = _depth(problem, values, other, surface[:, 0])
+    gradient = surface[:, 1:3] * by_share[:, None]
     tilt = (gradient * rig.focal[other] / found.clamp_min(1e-6)[:, None]).square().sum(1)
     cosine = 1.0 / (1 + tilt).sqrt().clamp_max(STEEPEST)
     gap = (there - found) * cosine
     by_z = (dthere - (gradient * duv).sum(1)) * cosine
-    distance = bilinear(problem.outside, other, uv)
-    step = duv.new_tensor([0.5, 0.0])
-    slope = torch.stack(
-        [
-            bilinear(problem.outside, other, uv + s) - bilinear(problem.outside, other, uv - s)
-            for s in (step, step.flip(0))
-        ],
-        dim=1,
-    )
+    distance, slope = bilinear(problem.outline, other, uv).split([1, 2], dim=1)
+    distance = distance[:, 0]
     unit = there / rig.focal[other].mean(1)
     leak = torch.where(shown, (distance - 0.5).clamp_min(0) * unit, torch.zeros_like(distance))
     by_leak = (slope * duv).sum(1) * unit
@@ -176,12 +164,10 @@ def _step(problem: _Problem, values: Tensor, begin: Tensor, spread: Tensor, scal
 
 
 def _add(system: Tensor, right: Tensor, index: Tensor, rows: Tensor, residual: Tensor, weight: Tensor) -> None:
-    count = index.shape[1]
     outer = (rows * weight[:, None])[:, :, None] * rows[:, None, :]
     where = index[:, :, None] * len(system) + index[:, None, :]
     system.view(-1).index_add_(0, where.reshape(-1), outer.reshape(-1))
     right.index_add_(0, index.reshape(-1), (rows * (weight * residual)[:, None]).reshape(-1))
-    assert count in (2, 4)
 
 
 def _cost(problem: _Problem, values: Tensor, scale: float) -> float:

@@ -15,12 +15,15 @@ from .cameras import Cameras
 
 @dataclass(frozen=True)
 class Rig:
-    """Cameras with the size of their maps. focal, middle (N,2) in pixels; rotation (N,3,3) camera-to-world; centre."""
+    """Cameras with the size of their maps.
+
+    focal, middle (N,2) in pixels. turn (N,N,3,3), shift (N,N,3): from the axes of the first view to the second's.
+    """
 
     focal: Tensor
     middle: Tensor
-    rotation: Tensor
-    centre: Tensor
+    turn: Tensor
+    shift: Tensor
     size: tuple[int, int]
 
     @classmethod
@@ -28,31 +31,39 @@ class Rig:
         """size: (height, width) of the maps."""
         scale = torch.tensor([size[1], size[0]], dtype=torch.float64)
         intrinsics, pose = cameras.intrinsics.double().cpu(), cameras.c2w.double().cpu()
-        return cls(intrinsics[:, :2] * scale, intrinsics[:, 2:] * scale, pose[:, :3, :3], pose[:, :3, 3], size)
+        rotation, centre = pose[:, :3, :3], pose[:, :3, 3]
+        turn = rotation.transpose(1, 2)[None] @ rotation[:, None]
+        shift = torch.einsum("jki,njk->nji", rotation, centre[:, None] - centre[None])
+        return cls(intrinsics[:, :2] * scale, intrinsics[:, 2:] * scale, turn, shift, size)
 
-    def rays(self, view: Tensor, uv: Tensor) -> Tensor:
-        """(P,3) directions with z = 1 in the axes of view (P,) through pixels uv (P,2)."""
+    def rays(self, view: Tensor | int, uv: Tensor) -> Tensor:
+        """(P,3) directions with z = 1 in the axes of view ((P,) or one for all) through pixels uv (P,2)."""
         plane = (uv - self.middle[view]) / self.focal[view]
         return torch.cat([plane, torch.ones_like(plane[:, :1])], dim=1)
 
-    def move(self, view: Tensor, other: Tensor, rays: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def move(
+        self, view: Tensor | int, other: Tensor | int, rays: Tensor, z: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Points z (P,) along rays of `view`, seen from `other`: uv (P,2), depth (P,), and both by d/dz.
 
-        Points behind the other camera get a depth of at least 1e-6; their positions are far outside any picture.
+        Views: (P,) or one for all. Points behind the other camera get a depth of at least 1e-6; their positions are
+        far outside any picture.
         """
-        turned = torch.einsum("pij,pj->pi", self.rotation[view], rays)
-        back = self.rotation[other].transpose(1, 2)
-        step = torch.einsum("pij,pj->pi", back, turned)
-        there = step * z[:, None] + torch.einsum("pij,pj->pi", back, self.centre[view] - self.centre[other])
+        turn = self.turn[view, other]
+        step = rays @ turn.T if turn.ndim == 2 else (turn @ rays[:, :, None])[:, :, 0]
+        there = step * z[:, None] + self.shift[view, other]
         depth = there[:, 2].clamp_min(1e-6)
+        plane = there[:, :2] / depth[:, None]
         focal = self.focal[other]
-        uv = focal * there[:, :2] / depth[:, None] + self.middle[other]
-        slope = focal * (step[:, :2] - there[:, :2] / depth[:, None] * step[:, 2:]) / depth[:, None]
-        return uv, depth, slope, step[:, 2]
+        slope = focal * (step[:, :2] - plane * step[:, 2:]) / depth[:, None]
+        return focal * plane + self.middle[other], depth, slope, step[:, 2]
 
 
-def bilinear(maps: Tensor, index: Tensor, uv: Tensor) -> Tensor:
-    """(P,) or (P,C) values of maps (N,H,W) or (N,H,W,C) at pixels uv (P,2) of map index (P,); the border is repeated."""
+def bilinear(maps: Tensor, index: Tensor | int, uv: Tensor) -> Tensor:
+    """(P,) or (P,C) values at pixels uv (P,2) of maps (N,H,W) or (N,H,W,C)[index]; the border is repeated.
+
+    index: (P,), or one for all.
+    """
     height, width = maps.shape[1:3]
     at = uv.clamp(-1e6, 1e6) - 0.5
     corner = at.floor()
@@ -96,6 +107,13 @@ def spread_pixels(inside: Tensor, count: int) -> tuple[Tensor, Tensor]:
         views.append(torch.full((len(rows),), i))
         positions.append(torch.stack([columns, rows], dim=1).double() + 0.5)
     return torch.cat(views), torch.cat(positions)
+
+
+def gradients(maps: Tensor) -> Tensor:
+    """(N,H,W,2) central differences of maps (N,H,W) along x and y; the border is repeated."""
+    padded = torch.nn.functional.pad(maps[:, None], (1, 1, 1, 1), mode="replicate")[:, 0]
+    across, down = padded[:, 1:-1, 2:] - padded[:, 1:-1, :-2], padded[:, 2:, 1:-1] - padded[:, :-2, 1:-1]
+    return torch.stack([across, down], dim=-1) / 2
 
 
 def neighbours(cameras: Cameras, low: float, high: float, most: int) -> list[list[int]]:

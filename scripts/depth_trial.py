@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 
 from multiview.cameras import Cameras, orbit
-from multiview.correspondence import tangent_planes, track  # noqa: F401
+from multiview.demo.depth_net import estimate_depth, load_depth_net
 from multiview.demo.objects import make_object
 from multiview.demo.raycast import render_object
+from multiview.depth_agreement import disagreement
 from multiview.depth_calibrate import Calibrated, calibrate
 from multiview.depth_rig import Rig, neighbours, spread_pixels
 
@@ -53,44 +54,81 @@ def errors(found: Tensor, truth: Tensor, cameras: Cameras) -> tuple[float, float
     return float(gap.mean()), float((gap / truth[both]).mean()), float((there - here).norm(dim=1).mean())
 
 
-def one(seed: int, cameras: Cameras, size: int, kind: str, method: str, noise: float, smooth: float):
-    truth = render_object(make_object(seed, 0, 6), cameras, size, 1)
-    raw = distorted(truth.depth, kind, seed, noise, smooth)
-    begin = time.perf_counter()
-    result: Calibrated = calibrate(raw, (truth.depth > 0).float(), cameras, kind=kind, method=method)
-    return result, truth, time.perf_counter() - begin
+def best_possible(raw: Tensor, truth: Tensor, kind: str) -> Tensor:
+    """The affine map of each view with the least squared error in depth's (or its inverse's) own units: needs truth."""
+    out = torch.zeros_like(truth)
+    for i, z in enumerate(truth):
+        inside = z > 0
+        wanted = (1 / z[inside] if kind == "disparity" else z[inside]).double()
+        value = raw[i][inside].double()
+        design = torch.stack([value, torch.ones_like(value)], dim=1)
+        fitted = design @ torch.linalg.lstsq(design, wanted[:, None]).solution[:, 0]
+        out[i][inside] = (1 / fitted if kind == "disparity" else fitted).float()
+    return out
+
+
+def measured(result: Calibrated | Tensor, truth: Tensor, cameras: Cameras, seconds: float = 0.0) -> list[float]:
+    depth = result if isinstance(result, Tensor) else result.maps.depth
+    after = disagreement(depth, cameras)
+    row = [*errors(depth, truth, cameras), after.world, after.pixels]
+    if isinstance(result, Tensor):
+        return [*row, float("nan"), seconds]
+    trust, inside = result.maps.confidence, (depth > 0) & (truth > 0)
+    sure = inside & (trust >= trust[inside].median())
+    return [*row, float((depth - truth).abs()[sure].mean()), seconds]
+
+
+def line(maps: str, calibration: str, rows: list[list[float]]) -> None:
+    mean = torch.tensor(rows).mean(0).tolist()
+    print(
+        f"| {maps} | {calibration} | {mean[0]:.4f} | {100 * mean[1]:.2f} % | {mean[2]:.2f} | {mean[3]:.4f} | "
+        f"{mean[4]:.2f} | {mean[5]:.4f} | {mean[6]:.2f} |",
+        flush=True,
+    )
+
+
+def timed(*args, **keywords) -> tuple[Calibrated, float]:
+    begin = time.process_time()
+    result = calibrate(*args, **keywords)
+    return result, time.process_time() - begin
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--objects", type=int, default=8)
     parser.add_argument("--size", type=int, default=128)
+    parser.add_argument("--views", type=int, default=16)
+    parser.add_argument("--elevation", type=float, default=15.0)
     parser.add_argument("--noise", type=float, default=0.01)
     parser.add_argument("--smooth", type=float, default=0.03)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    cameras = orbit([22.5 * i for i in range(16)], 15.0, 1.5, 49.13)
-    print("| maps | calibration | error | relative | px in the next view | views disagree | px | surer half | s |")
+    cameras = orbit([360 / options.views * i for i in range(options.views)], options.elevation, 1.5, 49.13)
+    truths = [render_object(make_object(HELD_OUT + i, 0, 6), cameras, options.size, 1) for i in range(options.objects)]
+    calibrate(distorted(truths[0].depth, "depth", 0), (truths[0].depth > 0).float(), cameras, kind="depth")  # imports
+    print("| maps | calibration | error | relative | px in the next view | views disagree | px | surer half | CPU s |")
     print("|---|---|---|---|---|---|---|---|---|")
     for kind in ("disparity", "depth"):
+        raws = [distorted(t.depth, kind, i, options.noise, options.smooth) for i, t in enumerate(truths)]
         for method in ("minmax", "silhouette", "joint"):
             rows = []
-            for i in range(options.objects):
-                result, truth, seconds = one(
-                    HELD_OUT + i, cameras, options.size, kind, method, options.noise, options.smooth
-                )
-                depth, trust = result.maps.depth, result.maps.confidence
-                inside = depth > 0
-                sure = inside & (trust >= trust[inside].median())
-                better = float((depth - truth.depth).abs()[sure].mean())
-                after = result.after
-                rows.append([*errors(depth, truth.depth, cameras), after.world, after.pixels, better, seconds])
-            mean = torch.tensor(rows).mean(0).tolist()
-            print(
-                f"| {kind} | {method} | {mean[0]:.4f} | {100 * mean[1]:.2f} % | {mean[2]:.2f} | {mean[3]:.4f} | "
-                f"{mean[4]:.2f} | {mean[5]:.4f} | {mean[6]:.2f} |",
-                flush=True,
-            )
+            for raw, truth in zip(raws, truths, strict=True):
+                found = timed(raw, (truth.depth > 0).float(), cameras, kind=kind, method=method)
+                rows.append(measured(found[0], truth.depth, cameras, found[1]))
+            line(kind, method, rows)
+        rows = [
+            measured(best_possible(raw, t.depth, kind), t.depth, cameras) for raw, t in zip(raws, truths, strict=True)
+        ]
+        line(kind, "best possible", rows)
+    net = load_depth_net()
+    for method in ("none", "joint"):
+        rows = []
+        for truth in truths:
+            estimate, trust = estimate_depth(net, truth.rgb, cameras)
+            mask = (estimate > 0).float()
+            found = timed(estimate, mask, cameras, kind="depth", method=method, metric=True)
+            rows.append(measured(found[0], truth.depth, cameras, found[1]))
+        line("demo net", method, rows)
 
 
 if __name__ == "__main__":
