@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.functional import grid_sample
 
 from .correspondence import Correspondence
+from .mirror_taps import Taps
 
 ANCHORS = ("image", "block")
 
@@ -64,6 +65,7 @@ def rectify(
     options: MirrorOptions = MirrorOptions(),
     *,
     iterations: int = 1,
+    guidance: float = 1.0,
     views_at_once: int = 8,
 ) -> Tensor:
     """Clean predictions, each view pulled toward its neighbours by the fraction eta.
@@ -72,6 +74,8 @@ def rectify(
     (G,C,N,H,W) video latents. Any float dtype; computed in float32, returned in x0's dtype. x0 is not changed.
     eta: pull, clamped to [0,1]; one number, or (N,) for each view (0 keeps a view, such as the input, as it is).
     iterations: repeat the pull, so that agreement spreads further along the orbit than to the next view.
+    guidance: how far to go along the way the pulls have moved a view; 1 = there, more = beyond, which outweighs what
+        the view's own noise still says for its own version (as classifier-free guidance overshoots).
     views_at_once: fewer take less memory. Cells without a match keep their exact value.
     """
     if iterations < 1:
@@ -80,22 +84,38 @@ def rectify(
     n = matches.uv.shape[0]
     if strength.ndim > 1 or strength.numel() not in (1, n) or not torch.isfinite(strength).all():
         raise ValueError(f"eta must be one finite number or one for each of the {n} views, got {eta}.")
-    if not bool((strength > 0).any()):
+    if not (math.isfinite(guidance) and guidance >= 0):
+        raise ValueError(f"The guidance must be 0 or more, got {guidance}.")
+    if not bool((strength > 0).any()) or guidance == 0:
         return x0
     groups = as_views(x0, matches)
     matches = matches.to(x0.device)
-    pull = strength.to(x0.device).clamp(0, 1).expand(n).view(n, 1, 1, 1)
+    pull = strength.to(x0.device).clamp(0, 1).expand(n)
+    repeat = _repeated_pull(matches, pull, options, iterations, views_at_once)
     out = []
     for views in groups:
-        current = views
-        for _ in range(iterations):
-            fused, weight = fuse(current, matches, options, views_at_once=views_at_once)
-            share = pull * weight
-            moved = current + share * (fused - current)
-            current = torch.where(share > 0, moved.to(x0.dtype), current)
-        out.append(current)
+        start = views.float()
+        moved = repeat(start)
+        beyond = moved if guidance == 1 else start + guidance * (moved - start)
+        out.append(torch.where(moved == start, views, beyond.to(x0.dtype)))
     result = torch.stack(out)
     return result.movedim(1, 2) if x0.ndim == 5 else result.flatten(0, 1)
+
+
+def _repeated_pull(matches, pull: Tensor, options: MirrorOptions, iterations: int, views_at_once: int):
+    """A function from views (N,C,H,W) float32 to pulled ones; cells without a match keep their value exactly."""
+    if options.block == 1 and not options.nearest:
+        omega = _neighbour_weights(options.neighbour_weights, matches.neighbours.shape[1]).to(pull.device)
+        taps = Taps(matches, omega, options.skip_background)
+        return lambda views: taps.pull(views, pull, iterations)
+
+    def repeat(views: Tensor) -> Tensor:
+        for _ in range(iterations):
+            fused, trust = fuse(views, matches, options, views_at_once=views_at_once)
+            views = views + pull.view(-1, 1, 1, 1) * trust * (fused - views)
+        return views
+
+    return repeat
 
 
 def fuse(

@@ -276,6 +276,32 @@ def test_iterations_carry_further_than_one_neighbour():
     assert reach[0] == 3 and reach[1] == 5
 
 
+@pytest.mark.parametrize("options", [MirrorOptions(block=1), MirrorOptions(block=3, temperature=0.2)])
+def test_guidance_goes_beyond_the_pulled_views(options):
+    matches = random_matches()
+    x0 = torch.randn(3, 4, 4, 5, generator=torch.Generator().manual_seed(2))
+    eta = torch.tensor([0.9, 0.0, 0.4])
+    pulled = rectify(x0, matches, eta, options, iterations=3)
+    beyond = rectify(x0, matches, eta, options, iterations=3, guidance=2.5)
+    assert torch.allclose(beyond, x0 + 2.5 * (pulled - x0), atol=1e-5)
+    assert torch.equal(beyond[1], x0[1]) and torch.equal(pulled[1], x0[1])
+    assert rectify(x0, matches, eta, options, guidance=0.0) is x0
+
+
+@pytest.mark.parametrize("skip", [True, False])
+def test_repeated_pulls_of_the_match_alone_are_the_pulls_of_fuse_repeated(skip):
+    """The sparse product (mirror_taps) against fuse, one pull after the other: two ways to the same numbers."""
+    options = MirrorOptions(block=1, neighbour_weights=(0.7, 0.3), skip_background=skip)
+    matches = random_matches(height=6, width=7, seed=4)
+    x0 = torch.randn(3, 4, 6, 7, generator=torch.Generator().manual_seed(3))
+    eta = torch.tensor([0.8, 0.3, 1.0])
+    expected = x0.clone()
+    for _ in range(5):
+        fused, trust = fuse(expected, matches, options)
+        expected = expected + eta.view(3, 1, 1, 1) * trust * (fused - expected)
+    assert torch.allclose(rectify(x0, matches, eta, options, iterations=5), expected, atol=1e-5)
+
+
 def test_temperature_picks_the_best_cell_of_the_block():
     """A matching cell one off the predicted position: cold weights take it, the paper's mostly average the block."""
     neighbours = torch.tensor([[1], [0]])
@@ -299,6 +325,7 @@ def test_temperature_picks_the_best_cell_of_the_block():
         (lambda m: rectify(torch.zeros(16, 4, 32, 32), m, math.nan), "eta"),
         (lambda m: rectify(torch.zeros(16, 4, 32, 32), m, torch.ones(3)), "eta"),
         (lambda m: rectify(torch.zeros(16, 4, 32, 32), m, 0.5, iterations=0), "iterations"),
+        (lambda m: rectify(torch.zeros(16, 4, 32, 32), m, 0.5, guidance=-1.0), "guidance"),
         (lambda m: rectify(torch.zeros(16, 4, 32, 32), m, 0.5, MirrorOptions(neighbour_weights=(1.0,))), "weights"),
         (lambda m: MirrorOptions(positive=1.5), "share"),
         (lambda m: MirrorOptions(negative="corner"), "anchor"),
