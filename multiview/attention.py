@@ -1,0 +1,178 @@
+"""Cross-frame attention and its hard form (MIRAGE, Eqs. 5 to 7; Text2Video-Zero for the idea), on plain tensors.
+
+Self-attention of one view (Eq. 5):      softmax(Q K^T / sqrt(d)) V
+Cross-frame attention of view j (Eq. 6): softmax(Q_j K_ref^T / sqrt(d)) V_ref
+Its hard form:                           V_ref[argmax_k (Q_j K_ref^T)_k], for each query and head
+Guidance away from the hard form (Eq. 7): eps = (1 - gamma) eps_hard + gamma eps_soft; gamma 1 is off
+
+Tokens are (B, T, C) with the heads side by side in C, as ComfyUI's UNets have them. B = groups * views with the views
+inside: one group for each part of the batch that belongs together (conditional and unconditional, several objects).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+# (q, k, v), each (b, tokens, C) -> (b, tokens of q, C).
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# Scores held at once on a CPU: 2 MB of float32 stay in its cache. Elsewhere the query's own size is the only limit.
+CACHED_SCORES = 2**19
+# From this many keys on, the largest score is found among the largest of 32 groups: a plain argmax is slow on CPUs.
+GROUPED_KEYS, GROUPS = 1024, 32
+
+
+def soft_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
+    """Eq. 5. q (B,T,C), k and v (B,S,C) -> (B,T,C)."""
+    q, k, v = (x.unflatten(-1, (heads, -1)).transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+
+
+def hard_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, upcast: bool = False) -> Tensor:
+    """Attention with all weight on the best key: for each query and head V[argmax_k Q K^T]. Shapes of soft_attention.
+
+    upcast: compare scores in float32 whatever the dtype. Scores are never all in memory: at most as many as q has
+    numbers, and on a CPU at most 2^19, so that this needs less than a copy of q beside its result. Of equal scores one
+    is taken, always the same.
+    """
+    batch, tokens, channels = q.shape
+    width, keys = channels // heads, k.shape[1]
+    limit = min(q.numel(), CACHED_SCORES) if q.device.type == "cpu" else q.numel()
+    step = max(1, limit // keys)
+    out = torch.empty_like(q)
+    q, k, v, into = (x.unflatten(-1, (heads, width)) for x in (q, k, v, out))
+    for item in range(batch):
+        for head in range(heads):
+            turned, values = k[item, :, head].T, v[item, :, head]
+            turned = turned.float() if upcast else turned
+            for start in range(0, tokens, step):
+                asking = q[item, start : start + step, head]
+                # Scaled as in Eq. 6: the largest stays the largest, and half precision does not overflow.
+                scores = (asking.float() if upcast else asking) * width**-0.5 @ turned
+                into[item, start : start + step, head] = values[_largest(scores)]
+    return out
+
+
+def _largest(scores: Tensor) -> Tensor:
+    """(Q,S) -> (Q,), where each row is largest."""
+    keys = scores.shape[-1]
+    if keys < GROUPED_KEYS or keys % GROUPS:
+        return scores.argmax(-1)
+    grouped = scores.unflatten(-1, (GROUPS, -1))
+    column = grouped.amax(-2).argmax(-1)
+    row = grouped.gather(-1, column[:, None, None].expand(-1, GROUPS, 1)).squeeze(-1).argmax(-1)
+    return row * grouped.shape[-1] + column
+
+
+def cross_frame(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    views: int,
+    references: Sequence[int],
+    attend: Attend,
+    across: Attend | None = None,
+    strength: float = 1.0,
+    keep_shape: bool = False,
+) -> Tensor:
+    """Eq. 6 for every view but the references, Eq. 5 for these. q, k, v as (B,T,C), B a multiple of `views` -> (B,T,C).
+
+    references: the views (0 to views - 1) whose keys and values all others get; those of several are joined.
+    attend computes self-attention (Eq. 5); across, by default the same, what views take from the references.
+    strength: weight of what comes from the references; the rest is the view's own self-attention, at the price of a
+    second attention where it is below 1. 0 is plain self-attention.
+    keep_shape: call attend and across with whole batches only, for functions that know which row is which view. This
+    repeats the references' keys and values for all; otherwise the queries of all views meet one copy of them.
+
+    A reference's rows are what attend gives for its own q, k, v. q may have more rows than k and v where somebody has
+    cut each view's tokens into tiles; tiles of one view must be neighbours. ValueError for a wrong batch or index.
+    """
+    check_references(references, views)
+    check_batch(k.shape[0], views)
+    across = across or attend
+    others = [i for i in range(views) if i not in references]
+    if not others or strength == 0:
+        return attend(q, k, v)
+    groups = k.shape[0] // views
+    shared = [_pick(x, groups, views, references).reshape(groups, -1, x.shape[-1]) for x in (k, v)]
+    if keep_shape:
+        taken = across(q, *(x.repeat_interleave(views, 0) for x in shared))
+        if len(references) == 1 and strength == 1 and across is attend:
+            return taken  # the reference has met its own keys there
+        own = attend(q, k, v)
+        mine, taken = (_pick(x, groups, views, others) for x in (own, taken))
+        out = own.clone(memory_format=torch.contiguous_format)
+        return _put(out, groups, views, others, torch.lerp(mine, taken, strength))
+    out = q.new_empty(q.shape)
+    _put(out, groups, views, references, attend(*(_pick(x, groups, views, references) for x in (q, k, v))))
+    asking = _pick(q, groups, views, others)
+    taken = across(asking.reshape(groups, -1, q.shape[-1]), *shared).reshape(asking.shape)
+    if strength < 1:
+        mine = attend(asking, *(_pick(x, groups, views, others) for x in (k, v)))
+        taken = torch.lerp(mine, taken, strength)
+    return _put(out, groups, views, others, taken)
+
+
+def in_parts(
+    apart: Sequence[bool], tensors: Sequence[Tensor], talking: Attend, attend: Attend, keep_shape: bool
+) -> Tensor:
+    """`attend` for the parts of a batch that are apart, `talking` for the others; both as in cross_frame.
+
+    apart: one entry for each part, in the order in which the parts lie in the batch. keep_shape as in cross_frame.
+    """
+    if not any(apart):
+        return talking(*tensors)
+    if all(apart):
+        return attend(*tensors)
+    parts = list(zip(*(x.chunk(len(apart)) for x in tensors), strict=True))
+    if keep_shape:
+        own, taken = (f(*tensors).chunk(len(apart)) for f in (attend, talking))
+        return torch.cat([own[i] if alone else taken[i] for i, alone in enumerate(apart)])
+    return torch.cat([(attend if alone else talking)(*part) for part, alone in zip(parts, apart, strict=True)])
+
+
+def guide_away(denoised: Tensor, soft: Tensor, hard: Tensor, gamma: float, views: int, references: Sequence[int]):
+    """Eq. 7 on denoised predictions (N,...): denoised + (gamma - 1) (soft - hard), and nothing for the references.
+
+    With denoised = soft this is (1 - gamma) hard + gamma soft; its weights sum to 1, so that it is the same for eps, v
+    and denoised predictions. The references attend to themselves in both branches: what little soft and hard differ
+    there is rounding.
+    """
+    push = (gamma - 1) * (soft - hard)
+    by_view = push.unflatten(0, (-1, views)).clone()
+    by_view[:, list(references)] = 0
+    return denoised + by_view.flatten(0, 1)
+
+
+def check_batch(batch: int, views: int) -> None:
+    """ValueError unless a batch holds whole sets of views."""
+    if batch % views or batch == 0:
+        raise ValueError(
+            f"The batch of {batch} pictures cannot be divided into sets of {views} views; give the latent one entry "
+            "for each view, or correct the number of views."
+        )
+
+
+def check_references(references: Sequence[int], views: int) -> None:
+    """ValueError unless there is a reference and all are views."""
+    if not references:
+        raise ValueError("No reference view is named; give the number of at least one, for example 0.")
+    wrong = [i for i in references if not 0 <= i < views]
+    if wrong:
+        raise ValueError(
+            f"There is no view {wrong[0]} among {views} views to take as reference; the first is 0, the last "
+            f"{views - 1}."
+        )
+
+
+def _pick(x: Tensor, groups: int, views: int, index: Sequence[int]) -> Tensor:
+    """The rows of some views: (B,T,C) -> (b,T,C), in the order of the batch."""
+    return x.reshape(groups, views, -1, *x.shape[1:])[:, list(index)].reshape(-1, *x.shape[1:])
+
+
+def _put(x: Tensor, groups: int, views: int, index: Sequence[int], rows: Tensor) -> Tensor:
+    """x with the rows of some views replaced in place."""
+    x.view(groups, views, -1, *x.shape[1:])[:, list(index)] = rows.view(groups, len(index), -1, *x.shape[1:])
+    return x
