@@ -34,11 +34,16 @@ def psnr(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     return -10 * torch.log10(_pixel_mean((image - target).square().mean(-1), weight))
 
 
-def ssim(image: Tensor, target: Tensor) -> Tensor:
-    """(N,) structural similarity, mean over pixels and channels. Sides of at least 11 pixels."""
+def ssim(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
+    """(N,) structural similarity, mean over pixels and channels. Sides of at least 11 pixels. weight as in l1.
+
+    The outermost 5 pixels on each side have no value of their own, so their weight does not count.
+    """
     _check_side(image)
     luminance, contrast = _ssim_maps(_planes(image), _planes(target))
-    return (luminance * contrast).mean((1, 2, 3))
+    border = WINDOW // 2
+    inner = None if weight is None else weight[:, border:-border, border:-border]
+    return _pixel_mean((luminance * contrast).mean(1), inner)
 
 
 def ms_ssim(image: Tensor, target: Tensor) -> Tensor:
