@@ -13,6 +13,9 @@ Methods (references.md section 7), each the inverse of a deterministic sampler i
     belm         O-BELM's two-step formula in sigma: order 2; the inverse is exact for any model and steps, but needs
                  both of the last two latents. Growing steps amplify the first step's error by (last step / first
                  step)^2, so its noise is only as good as the first steps are small.
+Clean views say nothing about the noise they came from where a model is certain of them: the noise found is then what
+little the model changes in them, divided by a small sigma. noisy_start() begins with noise of the lowest level instead,
+which is carried up; what comes back is then only as close as that noise is small.
 """
 
 from __future__ import annotations
@@ -57,6 +60,13 @@ def scales(sigma: float, flow: bool) -> tuple[float, float]:
 def ddim_step(x: Tensor, x0: Tensor, sigma: float, to: float) -> Tensor:
     """One deterministic step from level sigma > 0 to level `to`, up or down, with clean prediction x0 at sigma."""
     return x + (to - sigma) * _slope(x, x0, sigma)
+
+
+def noisy_start(x: Tensor, sigma: float, seed: int, flow: bool = False) -> Tensor:
+    """Clean views x at level sigma: a x + b noise, the same for the same seed. Invert this from sigma instead of 0."""
+    noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(seed)).to(x.device)
+    a, b = scales(sigma, flow)
+    return a * _state(x) + b * noise
 
 
 def invert(
