@@ -138,10 +138,10 @@ def network_of_original(state: dict[str, Tensor], name: str = "the file", metric
     from transformers import DepthAnythingForDepthEstimation
 
     config = config_of_original(state, name, metric)
-    renamed = to_transformers(state)
     with torch.device("meta"):
         network = DepthAnythingForDepthEstimation(config)
     wanted = network.state_dict()
+    renamed = to_transformers(state, newer="backbone.encoder.layer.0.attention.q_proj.weight" in wanted)
     missing, extra = wanted.keys() - renamed.keys(), renamed.keys() - wanted.keys()
     if missing or extra:
         first = sorted(missing)[:1] + sorted(extra)[:1]
@@ -217,8 +217,20 @@ _FUSION = {
 _HEAD = {"output_conv1": "conv1", "output_conv2.0": "conv2", "output_conv2.2": "conv3"}
 
 
-def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Original names -> transformers' names. The joint q, k, v become three. Unknown names stay as they are."""
+# What transformers 5 calls parts of an attention layer that version 4 called otherwise.
+_NEWER = {
+    "attention.attention.query": "attention.q_proj",
+    "attention.attention.key": "attention.k_proj",
+    "attention.attention.value": "attention.v_proj",
+    "attention.output.dense": "attention.o_proj",
+}
+
+
+def to_transformers(state: dict[str, Tensor], newer: bool = False) -> dict[str, Tensor]:
+    """Original names -> transformers' names. The joint q, k, v become three. Unknown names stay as they are.
+
+    newer: the names of transformers 5.
+    """
     out = {}
     for key, tensor in state.items():
         joint = re.fullmatch(r"pretrained\.blocks\.(\d+)\.attn\.qkv\.(weight|bias)", key)
@@ -227,6 +239,9 @@ def to_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
                 out[f"backbone.encoder.layer.{joint[1]}.attention.attention.{part}.{joint[2]}"] = one.clone()
         else:
             out[_renamed(key)] = tensor
+    if newer:
+        pattern = re.compile("|".join(map(re.escape, _NEWER)))
+        out = {pattern.sub(lambda m: _NEWER[m[0]], key): tensor for key, tensor in out.items()}
     return out
 
 
@@ -275,7 +290,7 @@ def _load_folder(path: Path) -> DepthModel:
         raise ValueError(f"The folder {path.name} holds no .safetensors file; download model.safetensors into it.")
     try:
         network, report = AutoModelForDepthEstimation.from_pretrained(
-            str(path), local_files_only=True, use_safetensors=True, torch_dtype=torch.float32, output_loading_info=True
+            str(path), local_files_only=True, use_safetensors=True, output_loading_info=True
         )
     except Exception as error:  # whatever transformers or safetensors raises for a damaged folder
         raise ValueError(f"The depth model in {path.name} cannot be read ({error}); download it again.") from error
@@ -285,8 +300,8 @@ def _load_folder(path: Path) -> DepthModel:
             f"{sorted(report['missing_keys'])[0]}); download it again."
         )
     metric = getattr(network.config, "depth_estimation_type", "relative") == "metric"
-    prepare = _folder_preparation(path, family)
-    return DepthModel(network.eval().requires_grad_(False), prepare, "depth" if metric else "disparity", path.name)
+    network = network.float().eval().requires_grad_(False)
+    return DepthModel(network, _folder_preparation(path, family), "depth" if metric else "disparity", path.name)
 
 
 def _folder_preparation(path: Path, family: str) -> Preparation:

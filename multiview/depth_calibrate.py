@@ -25,6 +25,7 @@ from .depth import DepthMaps
 from .depth_agreement import Disagreement, confidence, disagreement
 from .depth_joint import fit_jointly
 from .depth_rig import Rig, bilinear, inside_frame, neighbours, shrunk, spread_pixels
+from .splats.views import background_colour, estimate_masks
 
 METHODS = ("joint", "silhouette", "minmax", "none")
 KINDS = ("disparity", "depth")
@@ -78,7 +79,8 @@ def calibrate(
     raw: (N,h,w), any size. masks: (N,H,W) in [0,1], 1 = object; the answer has their size. cameras: N, the object
     around the origin. kind: whether the maps are linear in 1 / Z ("disparity") or in Z ("depth").
     near_is_large: orientation; None = disparity is large when near, depth is small.
-    metric: the maps are camera z already (kind "depth"): "none" keeps them, "joint" starts from them.
+    metric: the maps are camera z already (kind "depth"): "none" keeps them, "joint" starts from them, the others take
+    them as depth of unknown scale.
     percentiles: of the values inside the mask that count as far and near. radius: of the object in world units,
     0 = measured in the silhouettes. Nothing random: same input, same answer.
     ValueError, one sentence: counts that do not match, empty masks, constant or non-finite maps, unknown names.
@@ -96,6 +98,7 @@ def calibrate(
     distances = cameras.radii().cpu()
     paper = torch.stack([distances - radius, distances], dim=1)
     note = ""
+    metric = metric and method in ("joint", "none")
     if metric:
         start = -ends.flip(1)
     elif method == "minmax":
@@ -120,6 +123,30 @@ def calibrate(
         before = disagreement(torch.where(inside, plain, torch.zeros_like(plain)), cameras)
     trust = confidence(depth, cameras, extent) * masks
     return Calibrated(DepthMaps(depth.float(), trust), limits, before, disagreement(depth, cameras), note)
+
+
+def object_masks(images: Tensor, masks: Tensor | None) -> Tensor:
+    """(N,H,W) in [0,1] for views (N,H,W,3 or 4): the given masks at the views' size, else alpha, else estimated.
+
+    Estimated: by the distance to the colour of the pictures' borders. ValueError if that finds nothing.
+    """
+    size = tuple(images.shape[1:3])
+    if masks is not None:
+        if masks.ndim != 3:
+            raise ValueError(f"Masks must be (views, height, width), got {tuple(masks.shape)}.")
+        masks = masks.detach().float().cpu()
+        same = tuple(masks.shape[1:]) == size
+        return masks if same else interpolate(masks[:, None], size=size, mode="bilinear", align_corners=False)[:, 0]
+    if images.shape[-1] == 4:
+        return images[..., 3].detach().float().cpu().clamp(0, 1)
+    pictures = images[..., :3].detach().float().cpu()
+    found = estimate_masks(pictures, background_colour(pictures))
+    bare = (found.flatten(1).amax(1) <= 0.5).nonzero().flatten().tolist()
+    if bare:
+        raise ValueError(
+            f"No object stands out from the background colour in view {', '.join(map(str, bare[:8]))}; connect a mask."
+        )
+    return found
 
 
 def silhouette_radii(inside: Tensor, cameras: Cameras) -> tuple[float, float]:

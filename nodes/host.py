@@ -25,6 +25,7 @@ CamerasType = io.Custom("MV_CAMERAS")
 DepthType = io.Custom("MV_DEPTH")
 SplatType = io.Custom("SPLAT")
 PREVIEW_MAX_SIDE = 512
+DEPTH_MODELS = "depthanything"
 # Colours behind an object that nodes offer by name.
 BACKGROUNDS = {"white": (1.0, 1.0, 1.0), "grey": (0.5, 0.5, 0.5), "black": (0.0, 0.0, 0.0)}
 
@@ -45,6 +46,11 @@ def advanced(make: Callable[..., Any], *args, **keywords):
 def has_depth_anything_3() -> bool:
     """Whether the host has core's Depth Anything 3 nodes, and with them DA3_GEOMETRY."""
     return importlib.util.find_spec("comfy_extras.nodes_depth_anything_3") is not None
+
+
+def has_moge() -> bool:
+    """Whether the host has core's MoGe nodes, and with them MOGE_GEOMETRY."""
+    return importlib.util.find_spec("comfy_extras.nodes_moge") is not None
 
 
 # --- splats ---------------------------------------------------------------------------------------------------------
@@ -101,6 +107,21 @@ def fit_device() -> torch.device:
     return chosen if chosen.type == "cuda" else torch.device("cpu")
 
 
+def place_network(network: torch.nn.Module) -> torch.nn.Module:
+    """A network of another library on the host's device, half precision where the host would use it (fp32 on a CPU).
+
+    Goes through the host's model management, so that other models make room and it makes room for them.
+    """
+    from comfy.model_patcher import ModelPatcher
+
+    management = comfy.model_management
+    chosen = management.get_torch_device()
+    network.to(torch.float16 if management.should_use_fp16(chosen) else torch.float32)
+    patcher = ModelPatcher(network, load_device=chosen, offload_device=management.unet_offload_device())
+    management.load_models_gpu([patcher], force_full_load=True)
+    return patcher.model
+
+
 def check_cancelled() -> None:
     """Raise the host's own exception when the user has cancelled the prompt."""
     comfy.model_management.throw_exception_if_processing_interrupted()
@@ -150,3 +171,34 @@ def output_path(prefix: str, suffix: str) -> tuple[str, str, str]:
         raise ValueError(f"The output folder '{folder}' cannot be written; change its permissions or choose another.")
     file = f"{name}_{counter:05}_{suffix}"
     return os.path.join(folder, file), file, subfolder
+
+
+def _depth_folders() -> list[str]:
+    """ComfyUI's folders of depth models; models/depthanything is registered where no other pack has done so."""
+    if DEPTH_MODELS not in folder_paths.folder_names_and_paths:
+        folder_paths.add_model_folder_path(DEPTH_MODELS, os.path.join(folder_paths.models_dir, DEPTH_MODELS))
+    return [path for path in folder_paths.get_folder_paths(DEPTH_MODELS) if os.path.isdir(path)]
+
+
+def depth_models() -> list[str]:
+    """Names in models/depthanything: .safetensors files, and folders with a config.json (their own files left out)."""
+    found = set()
+    for root in _depth_folders():
+        for folder, below, files in os.walk(root):
+            inside = os.path.relpath(folder, root).replace(os.sep, "/")
+            if "config.json" in files and inside != ".":
+                found.add(inside)
+                below.clear()
+                continue
+            prefix = "" if inside == "." else inside + "/"
+            found |= {prefix + name for name in files if name.endswith(".safetensors")}
+    return sorted(found)
+
+
+def depth_model_path(name: str) -> str | None:
+    """Full path of a name from depth_models(), None if it is not there (any more)."""
+    for root in _depth_folders() if name in depth_models() else []:
+        path = os.path.join(root, name)
+        if os.path.exists(path):
+            return path
+    return None
