@@ -1,0 +1,215 @@
+"""Small random-weight models of true architectures, and a look into their self-attention while the host samples."""
+
+import comfy.model_management
+import comfy.model_patcher
+import comfy.patcher_extension
+import comfy.sample
+import comfy.samplers
+import comfy.supported_models
+import torch
+from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy_api.latest import io
+
+CONTEXT, TOKENS = 32, 7
+# SD 1.5 as ComfyUI's detection describes it, narrow; sd15_full has its true widths.
+SD15 = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
+    "context_dim": CONTEXT, "use_linear_in_transformer": False, "adm_in_channels": None, "use_spatial_transformer": True,
+    "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+}  # fmt: skip
+VIDEO = {
+    "in_channels": 8, "model_channels": 64, "adm_in_channels": 1280, "num_classes": "sequential",
+    "use_linear_in_transformer": True, "extra_ff_mix_layer": True, "use_spatial_context": True,
+    "merge_strategy": "learned_with_images", "merge_factor": 0.0, "video_kernel_size": [3, 1, 1],
+    "use_temporal_resblock": True, "use_temporal_attention": True, "disable_temporal_crossattention": False,
+}  # fmt: skip
+# Two layers in a block, as SDXL has.
+DEEP = {"transformer_depth": [0, 0, 2, 2, 0, 0], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 0, 0, 0]}
+KINDS = {
+    "sd15": (comfy.supported_models.SD15, SD15),
+    "sd15_full": (comfy.supported_models.SD15, SD15 | {"model_channels": 320, "context_dim": 768}),
+    "deep": (comfy.supported_models.SD15, SD15 | {"channel_mult": [1, 2, 4], "num_res_blocks": [2, 2, 2], **DEEP}),
+    "sv3d_p": (comfy.supported_models.SV3D_p, SD15 | VIDEO),
+    "no_attention": (comfy.supported_models.SD15, SD15 | {
+        "transformer_depth": [0] * 8, "transformer_depth_output": [0] * 12, "transformer_depth_middle": -1,
+    }),
+}  # fmt: skip
+
+
+def tiny_model(kind: str, seed: int):
+    """A MODEL on the CPU in float32; sharp attention, so that the difference between views is large."""
+    maker, config = KINDS[kind]
+    described = maker(dict(config))
+    described.set_inference_dtype(torch.float32, None)
+    model = described.get_model({}, device=torch.device("cpu"))
+    generator = torch.Generator().manual_seed(seed)
+    for name, values in model.diffusion_model.named_parameters():
+        values.requires_grad_(False)
+        if values.ndim >= 2:
+            sharp = 3.0 if ".to_q." in name or ".to_k." in name else 0.05 if name.startswith("out.") else 1.0
+            bound = sharp * (3 / values[0].numel()) ** 0.5
+            values.uniform_(-bound, bound, generator=generator)
+        else:
+            values.fill_(1.0 if name.endswith(".weight") else 0.0)
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model.eval(), device, torch.device("cpu"))
+
+
+class TinyModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestTinyModel",
+            category="test",
+            inputs=[
+                io.Combo.Input("kind", options=list(KINDS)), io.Int.Input("seed", default=0),
+                io.Int.Input("views", default=3), io.Int.Input("side", default=8),
+            ],
+            outputs=[io.Model.Output(), io.Conditioning.Output(), io.Conditioning.Output(), io.Latent.Output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, kind, seed, views, side):
+        model = tiny_model(kind, seed)
+        generator = torch.Generator().manual_seed(seed)
+        width = model.model.model_config.unet_config["context_dim"]
+        positive, negative = (torch.randn(n, TOKENS, width, generator=generator) for n in (views, 1))
+        extra = {}
+        if kind == "sv3d_p":
+            positive, negative = positive[:1], torch.zeros_like(negative)
+            angles = {"azimuth": [360.0 * i / views for i in range(views)], "elevation": [10.0] * views}
+            extra = {"concat_latent_image": torch.randn(1, 4, side, side, generator=generator), **angles}
+        latent = {"samples": torch.zeros(views, 4, side, side)}
+        return io.NodeOutput(model, [[positive, extra]], [[negative, extra]], latent)
+
+
+class Probe:
+    """Records q, k, v and the result of every self-attention in each run of the UNet."""
+
+    def __init__(self, model):
+        self.runs, self.hooks, self.layers = [], [], {}
+        for name, block in model.model.diffusion_model.named_modules():
+            if isinstance(block, BasicTransformerBlock):
+                parts = {"q": block.attn1.to_q, "k": block.attn1.to_k, "v": block.attn1.to_v}
+                for key, part in parts.items():
+                    self.hooks.append(part.register_forward_hook(self._keep(name, key)))
+                self.hooks.append(block.attn1.to_out.register_forward_pre_hook(self._keep(name, "out")))
+                self.layers[name] = block.n_heads
+
+    def _keep(self, name, key):
+        def hook(module, given, result=None):
+            self.runs[-1]["layers"].setdefault(name, {})[key] = (given[0] if key == "out" else result).clone()
+
+        return hook
+
+    def wrapper(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
+        options = {k: transformer_options.get(k) for k in ("cond_or_uncond", "mv_hard_attention", "mv_views_apart")}
+        options["sigma"] = float(transformer_options["sigmas"].max())
+        self.runs.append({**options, "batch": x.shape[0], "layers": {}})
+        return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
+
+    def close(self):
+        for hook in self.hooks:
+            hook.remove()
+
+
+def softmax_sum(q, k, v, heads, hard=False):
+    """(T,C), (S,C), (S,C) in float64, written out."""
+    q, k, v = (x.double().unflatten(-1, (heads, -1)).transpose(0, 1) for x in (q, k, v))
+    scores = q @ k.transpose(1, 2) / q.shape[-1] ** 0.5
+    if hard:
+        weight = torch.nn.functional.one_hot(scores.argmax(-1), scores.shape[-1]).double()
+    else:
+        weight = (scores - scores.amax(-1, keepdim=True)).exp()
+        weight = weight / weight.sum(-1, keepdim=True)
+    return (weight @ v).transpose(0, 1).flatten(1)
+
+
+def explain(run: dict, layers: dict, views: int, references: list[int]) -> dict:
+    """Layer -> largest difference from: own attention; cross-frame attention; its hard form (of all but references)."""
+    found = {}
+    for name, t in run["layers"].items():
+        heads, rows = layers[name], t["q"].shape[0]
+        worst = {"own": 0.0, "cross": 0.0, "hard": 0.0, "reference": 0.0, "rows": rows, "tokens": t["q"].shape[1]}
+        for row in range(rows):
+            out = t["out"][row].double()
+            first = row // views * views
+            own = softmax_sum(t["q"][row], t["k"][row], t["v"][row], heads)
+            if row - first in references and rows == run["batch"]:
+                worst["reference"] = max(worst["reference"], (out - own).abs().max().item())
+                continue
+            worst["own"] = max(worst["own"], (out - own).abs().max().item())
+            if rows == run["batch"]:
+                seen = [first + i for i in references]
+                k, v = (torch.cat([t[key][i] for i in seen]) for key in "kv")
+                for label, hard in (("cross", False), ("hard", True)):
+                    expected = softmax_sum(t["q"][row], k, v, heads, hard)
+                    worst[label] = max(worst[label], (out - expected).abs().max().item())
+        found[name] = worst
+    return found
+
+
+class ProbeSampling(io.ComfyNode):
+    """Samples with euler and reports on every run of the UNet. split: the host evaluates positive and negative apart."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestProbeSampling",
+            category="test",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model"), io.Conditioning.Input("positive"), io.Conditioning.Input("negative"),
+                io.Latent.Input("latent"), io.Int.Input("steps", default=2), io.Float.Input("cfg", default=3.0),
+                io.Boolean.Input("split", default=False), io.String.Input("references", default="0"),
+                io.Int.Input("views", default=3), io.Boolean.Input("explain", default=True),
+            ],
+            outputs=[io.Latent.Output()],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, positive, negative, latent, steps, cfg, split, references, views, explain):  # noqa: A002
+        model = model.clone()
+        probe = Probe(model)
+        kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
+        model.add_wrapper_with_key(kind, "probe", probe.wrapper)
+        needed = type(model.model).memory_required
+        if split:  # what a full graphics card does
+            model.model.memory_required = lambda *args, **kwargs: float("inf")
+        try:
+            samples = latent["samples"]
+            noise = comfy.sample.prepare_noise(samples, 5)
+            out = comfy.sample.sample(
+                model, noise, steps, cfg, "euler", "simple", positive, negative, samples, disable_pbar=True
+            )
+        finally:
+            model.model.memory_required = needed.__get__(model.model)
+            probe.close()
+        picked = [int(i) for i in references.split(",")]
+        report = []
+        for run in probe.runs:
+            layers = globals()["explain"](run, probe.layers, views, picked) if explain else {}
+            report.append({**run, "layers": layers})
+        return io.NodeOutput({"samples": out}, ui={"report": report})
+
+
+class CompareRows(io.ComfyNode):
+    """Report: for each latent of two batches, whether all bits agree, and the largest difference."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestCompareRows", category="test", is_output_node=True,
+            inputs=[io.Latent.Input("a"), io.Latent.Input("b")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, a, b):
+        pairs = list(zip(a["samples"], b["samples"], strict=True))
+        report = {"equal": [torch.equal(x, y) for x, y in pairs], "apart": [(x - y).abs().max().item() for x, y in pairs]}
+        return io.NodeOutput(ui={"report": [report]})
+
+
+NODES = [TinyModel, ProbeSampling, CompareRows]
