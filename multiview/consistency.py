@@ -24,7 +24,11 @@ from .splats.losses import psnr, ssim
 from .splats.render import render_gaussians
 from .splats.views import Views, prepare_views
 
-QUICK = FitConfig(iterations=40, points=800, max_points=800, densify_every=0, w_msssim=0.0, views_per_step=2)
+# Few steps of many views with high rates: half the time of 40 steps of two views at the default rates, and it tells
+# consistent from contradicting views as well (docs/consistency.md).
+QUICK = FitConfig(
+    iterations=20, views_per_step=4, points=800, max_points=800, densify_every=0, w_msssim=0, lr_means=1.2e-2, lr_sh=6e-2
+)  # fmt: skip
 FULL = FitConfig()
 FEWEST_VIEWS = 4
 BEST_DB = 99.0  # written for equal pictures, whose PSNR is infinite
