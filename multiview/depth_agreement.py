@@ -12,8 +12,8 @@ from .cameras import Cameras
 from .correspondence import JUMP
 from .depth_rig import Rig, bilinear, gradients, inside_frame, neighbours, shrunk, spread_pixels
 
-# Views further apart than this share some surface at best, and too little for a median over all points.
-WIDEST, WIDEST_FOR_MEDIAN = 95.0, 75.0
+# Views further apart than this share too little surface to compare.
+WIDEST = 75.0
 # Confidence is worked out on maps of at most this size and enlarged.
 CONFIDENCE_SIDE = 160
 # An error of this share of the object's radius makes a point doubtful (0.05 for the pack's objects of radius 0.5).
@@ -64,7 +64,7 @@ def disagreement(depth: Tensor, cameras: Cameras, samples: int = 400) -> Disagre
 def _pairs(solid: Tensor, cameras: Cameras, samples: int, most: int) -> tuple[Tensor, Tensor, Tensor]:
     """Sampled pixels once for each neighbour of their view: view (P,), uv (P,2), other (P,)."""
     view, uv = spread_pixels(shrunk(solid), samples)
-    table = neighbours(cameras, 0.5, WIDEST_FOR_MEDIAN, most)
+    table = neighbours(cameras, 0.5, WIDEST, most)
     rows, others = [], []
     for i, some in enumerate(table):
         mine = (view == i).nonzero()[:, 0]

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from .cameras import Cameras
-from .depth_agreement import WIDEST
 from .depth_rig import Rig, bilinear, gradients, inside_frame, neighbours, shrunk, spread_pixels
 
 SAMPLES = 160  # points of each view
-NEIGHBOURS = 6
+# Nearest views to compare with. Even a quarter turn apart they share some surface, and robust weights sort it out.
+NEIGHBOURS, WIDEST = 6, 95.0
 # Residuals beyond this, in object radii, count for little; it shrinks while the fit closes in.
 SCALES = (0.5, 0.5, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.15, 0.15, 0.1, 0.1, 0.08, 0.08, 0.06, 0.06)
 SILHOUETTE_WEIGHT = 1.0
