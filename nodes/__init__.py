@@ -2,14 +2,26 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import attention, cameras, conditioning, demo, depth, harmonyview, inversion, measure, splats, view_prompts
+from . import (
+    attention,
+    cameras,
+    conditioning,
+    demo,
+    depth,
+    harmonyview,
+    inversion,
+    measure,
+    mirror,
+    splats,
+    view_prompts,
+)
 from .host import has_depth_anything_3
 
 
 class MultiViewExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [*cameras.NODES, *demo.NODES, *conditioning.NODES, *harmonyview.NODES, *inversion.NODES]
-        nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *splats.NODES, *measure.NODES]
+        nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES, *measure.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
         return nodes
