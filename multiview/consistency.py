@@ -27,7 +27,7 @@ from .splats.views import Views, prepare_views
 # Few steps of many views with high rates: half the time of 40 steps of two views at the default rates, and it tells
 # consistent from contradicting views as well (docs/consistency.md).
 QUICK = FitConfig(
-    iterations=20, views_per_step=4, points=800, max_points=800, densify_every=0, w_msssim=0, lr_means=1.2e-2, lr_sh=6e-2
+    iterations=20, views_per_step=4, points=800, max_points=800, densify_every=0, w_msssim=0, lr_means=0.012, lr_sh=0.06
 )  # fmt: skip
 FULL = FitConfig()
 FEWEST_VIEWS = 4
@@ -103,14 +103,14 @@ def odd_even(
     prepared = checked_views(views, cameras, masks, config.background)
     order = orbit_order(cameras)
     used = (tuple(order[0::2]), tuple(order[1::2]))
-    splats = tuple(
-        fit_some(prepared, cameras, chosen, config, _part_of(on_step, part, 2), device)
+    first, second = (
+        fit_some(prepared, cameras, chosen, config, part_of(on_step, part, 2), device)
         for part, chosen in enumerate(used)
     )
-    return compare_splats(splats, used, prepared, cameras, perceptual)
+    return _compare_splats((first, second), used, prepared, cameras, perceptual)
 
 
-def compare_splats(
+def _compare_splats(
     splats: tuple[Gaussians, Gaussians],
     used: tuple[tuple[int, ...], tuple[int, ...]],
     views: Views,
@@ -134,9 +134,8 @@ def compare_splats(
     gap = 2 * (first_depth - second_depth).abs() / (first_depth + second_depth).clamp_min(1e-9)
     total = both.sum((1, 2))
     view_depth = (gap * both).sum((1, 2)) / total  # 0/0 = NaN where the two share nothing
-    return OddEven(
-        pictures, float((gap * both).sum() / total.sum()), view_depth, splats, (first, second), used
-    )  # fmt: skip
+    depth = float((gap * both).sum() / total.sum())
+    return OddEven(pictures, depth, view_depth, splats, (first, second), used)
 
 
 def held_out(
@@ -160,18 +159,18 @@ def held_out(
     if folds < 2:
         raise ValueError(f"Views can be left out in 2 or more folds, got {folds}.")
     prepared = checked_views(views, cameras, masks, config.background)
-    parts = _folds(cameras, folds)[:most_folds]
+    parts = left_out_parts(cameras, folds)[:most_folds]
     splats = []
     for part, left in enumerate(parts):
         kept = [i for i in orbit_order(cameras) if i not in left]
-        splats.append(fit_some(prepared, cameras, kept, config, _part_of(on_step, part, len(parts)), device))
+        splats.append(fit_some(prepared, cameras, kept, config, part_of(on_step, part, len(parts)), device))
     return compare_held_out(splats, parts, prepared, cameras)
 
 
 def compare_held_out(
     splats: Sequence[Gaussians], left_out: Sequence[Sequence[int]], views: Views, cameras: Cameras
 ) -> Comparison:
-    """Each splat's renders against the views it was not fitted to."""
+    """Each splat's renders against the views that were left out of it."""
     n, height, width = views.masks.shape
     renders, share, compared = views.images.cpu().clone(), views.masks.cpu().clone(), torch.zeros(n)
     for splat, left in zip(splats, left_out, strict=True):
@@ -274,17 +273,26 @@ def fit_some(
     ).gaussians
 
 
-def _folds(cameras: Cameras, folds: int) -> list[list[int]]:
+def left_out_parts(cameras: Cameras, folds: int) -> list[list[int]]:
+    """Views to leave out together, a list for each fold; never the ends of an open orbit, which need extrapolation."""
     order = orbit_order(cameras)
-    inner = order if cameras.closed else order[1:-1]
-    return [part for start in range(folds) if (part := inner[start::folds])]
+    ends = set() if cameras.closed else {order[0], order[-1]}
+    return [part for start in range(folds) if (part := [i for i in order[start::folds] if i not in ends])]
 
 
-def _part_of(on_step: OnStep | None, part: int, parts: int) -> OnStep | None:
-    """Steps of one fit as steps of several."""
+def part_of(on_step: OnStep | None, part: int, parts: int, together: int = 1) -> OnStep | None:
+    """Steps of fits `part` to `part + together - 1` as steps of `parts` equal fits, for a loop that reports them all.
+
+    What reports into the result counts its own total over the `together` fits.
+    """
     if on_step is None:
         return None
-    return lambda step, total, info: on_step(part * total + step, parts * total, info)
+
+    def report(step: int, total: int, info: dict) -> None:
+        each = total // together
+        on_step(part * each + step, parts * each, info)
+
+    return report
 
 
 def _check_count(cameras: Cameras) -> None:
