@@ -42,10 +42,10 @@ class Pull:
     start: float = math.inf
     end: float = 0.3
     softness: float = 0.7
-    iterations: int = 4
+    iterations: int = 2
     guidance: float = 2.0
     options: MirrorOptions = field(default_factory=lambda: MirrorOptions(block=1))
-    neighbours: int = 1
+    neighbours: int = 2
     falloff: float = 1.0
 
     def __post_init__(self):
