@@ -14,6 +14,7 @@ from pathlib import Path
 
 from comfy_host import ComfyHost
 from workflow_graph import Graph, Slot
+from workflows_depth import depth_demo
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 GREEN, BLUE, PURPLE, BROWN = "#3f6f4a", "#3f789e", "#6b4f8f", "#8a6642"
@@ -314,6 +315,7 @@ DESCRIPTIONS = [
     sv3d_image_to_splat,
     sv3d_stability_cameras_to_splat,
     splat_files_and_cameras,
+    depth_demo,
 ]
 
 
