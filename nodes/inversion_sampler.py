@@ -84,7 +84,7 @@ class InversionSampler(comfy.samplers.Sampler):
             )
         self.inversion = found
         self.noise = InvertedNoise(
-            found.x, float(sigmas[0]), unit, sampling, model.process_latent_in, self.settings.seed
+            found.x, float(sigmas[0]), unit, sampling, model.latent_format, self.settings.seed
         )
         if self.settings.measure:
             back = round_trip(denoised, found)
@@ -110,13 +110,13 @@ class InversionSampler(comfy.samplers.Sampler):
 class InvertedNoise:
     """A NOISE: what a sampler must add at sigma to the latent it is given, empty or not, to stand at x."""
 
-    def __init__(self, x: Tensor, sigma: float, unit: float, sampling, process_in, seed: int):
+    def __init__(self, x: Tensor, sigma: float, unit: float, sampling, latent_format, seed: int):
         self.seed = seed
         self.sigma = sigma
         self.unit = unit
         self._x = x.cpu()
-        # Kept here: a patched model has its own sampling only while it runs.
-        self._sampling, self._process_in = sampling, process_in
+        # A patched model has its own sampling only while it runs. The model itself must not be kept alive by its noise.
+        self._sampling, self._latent_format = sampling, latent_format
 
     def generate_noise(self, input_latent: dict) -> Tensor:
         """(like the latent) float32 on the CPU, new each time. ValueError for a latent of another shape."""
@@ -128,7 +128,7 @@ class InvertedNoise:
             )
         given = given.to(self._x)
         if torch.count_nonzero(given) > 0:  # The host leaves the empty latent as it is, too.
-            given = self._process_in(given)
+            given = self._latent_format.process_in(given)
         known = self._sampling.noise_scaling(_like(self.sigma, given), torch.zeros_like(given), given)
         return (self._x - known) / self.unit
 

@@ -1,7 +1,7 @@
 """Real architectures, small and with random weights: one of every kind of noise schedule that hosts know.
 
-eps: SD 1.5's UNet. v: SD 2's. flow: SD 3's transformer. edm: SV3D's video UNet. The network's last layer is scaled down,
-so that its output bends gently, as a trained one's does; everything else has weights of order 1 / sqrt(inputs).
+eps: SD 1.5's UNet. v: SD 2's. flow: SD 3's transformer. edm: SV3D's video UNet. Weights are of order 1 / sqrt(inputs);
+those of the last layer are scaled down, so that the output bends gently, as a trained network's does.
 """
 
 import comfy.model_base
@@ -30,12 +30,12 @@ SD3 = {
     "context_embedder_config": {"target": "torch.nn.Linear", "params": {"in_features": 32, "out_features": 128}},
 }  # fmt: skip
 VIEWS, SIDE = 4, 16
-# name: the host's description of the model, its sizes, channels of a latent, name of the last layer
+# name: the host's description of the model, its sizes, channels of a latent, name of the last layer and its scale
 KINDS = {
-    "eps": ("SD15", UNET, 4, "out.2"),
-    "v": ("SD20", UNET, 4, "out.2"),
-    "flow": ("SD3", SD3, 16, "final_layer.linear"),
-    "edm": ("SV3D_u", VIDEO, 4, "out.2"),
+    "eps": ("SD15", UNET, 4, "out.2", 0.03),
+    "v": ("SD20", UNET, 4, "out.2", 0.3),
+    "flow": ("SD3", SD3, 16, "final_layer.linear", 0.3),
+    "edm": ("SV3D_u", VIDEO, 4, "out.2", 0.1),
 }
 
 
@@ -60,7 +60,7 @@ class TinyModel(io.ComfyNode):
 
 def make(kind: str, seed: int):
     """model, positive, negative, a latent like encoded views (smooth, spread 1), an empty one."""
-    name, sizes, channels, last = KINDS[kind]
+    name, sizes, channels, last, scale = KINDS[kind]
     config = getattr(comfy.supported_models, name)(dict(sizes))
     config.unet_config = dict(sizes)
     if kind == "v":  # Told apart by a weight of the file, which is not there.
@@ -76,7 +76,7 @@ def make(kind: str, seed: int):
             else:
                 weight.fill_(float(key.endswith("weight")))
             if key.startswith(last):
-                weight.mul_(0.3)
+                weight.mul_(scale)
     patcher = comfy.model_patcher.ModelPatcher(
         model.eval(), load_device=comfy.model_management.get_torch_device(), offload_device=device
     )
