@@ -6,6 +6,7 @@ from . import (
     attention,
     cameras,
     conditioning,
+    consistency,
     demo,
     depth,
     harmonyview,
@@ -22,6 +23,7 @@ class MultiViewExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [*cameras.NODES, *demo.NODES, *conditioning.NODES, *harmonyview.NODES, *inversion.NODES]
         nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES, *measure.NODES]
+        nodes += consistency.NODES
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
         return nodes
