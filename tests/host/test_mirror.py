@@ -9,8 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from comfy_host import ComfyHost, find_comfyui
-from test_cancel import cancel_midway, model_prompt
+from comfy_host import ComfyHost, Interrupted, find_comfyui
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parents[1]
@@ -129,18 +128,29 @@ def test_constant_depth_would_have_done_harm(found):
 # --- in the running host ----------------------------------------------------------------------------------------------
 
 
-def rectified(prompt: dict, seed: int, **changed) -> dict:
-    """MVMirrorRectify between model and sampler of test_cancel's prompt, with a toy's true depth."""
+def sampled(steps: int, rectified: bool = True) -> dict:
+    """16 views of a toy by an uncoupled demo model, pulled by the toy's true depth, and the judge's verdict on them."""
     settings = {
         "preset": "default", "strength": 1.0, "correspondence": "perspective", "start_percent": 0.0, "end_percent": 1.0,
         "pin_input": False, "occlusion": True, "depth_error": 0.02, "jacobian": False, "eta": 0.75, "start_noise": 0.0,
         "end_noise": 0.3, "softness": 0.7, "iterations": 4, "guidance": 2.0, "block": 1, "positive": 0.5,
         "negative": "image", "temperature": 1.0, "neighbours": 1, "falloff": 1.0,
     }  # fmt: skip
-    prompt["7"] = node("MVMirrorRectify", model=["2", 0], cameras=["2", 2], depth=["1", 3], **{**settings, **changed})
-    prompt["4"]["inputs"]["model"] = ["7", 0]
-    prompt["8"] = node("MVDemoJudge", model=["2", 0], views=["5", 0])
-    return prompt
+    return {
+        "1": node("MVDemoObject", seed=902, variant=0, variants=2, size=64, background="white"),
+        "2": node(
+            "MVLoadDemoModel", kind="analytic", resolution=64, window=31, kappa=0.0, front_bias=0.0, seed=902,
+            families=4, variants=2,
+        ),
+        "3": node("MVViewConditioning", image=["1", 0], vae=["2", 1], cameras=["2", 2], width=64, height=64),
+        "4": node(
+            "KSampler", model=["7" if rectified else "2", 0], seed=0, steps=steps, cfg=1.0, sampler_name="euler",
+            scheduler="karras", positive=["3", 0], negative=["3", 1], latent_image=["3", 2], denoise=1.0,
+        ),
+        "5": node("VAEDecode", samples=["4", 0], vae=["2", 1]),
+        "7": node("MVMirrorRectify", model=["2", 0], cameras=["2", 2], depth=["1", 3], **settings),
+        "8": node("MVDemoJudge", model=["2", 0], views=["5", 0]),
+    }  # fmt: skip
 
 
 def agreement(result) -> float:
@@ -148,13 +158,8 @@ def agreement(result) -> float:
 
 
 def test_views_agree_more_with_than_without(host):
-    """End to end: an uncoupled demo model, its toy's depth, 12 steps."""
-    plain = model_prompt(seed=902, steps=12)
-    plain["8"] = node("MVDemoJudge", model=["2", 0], views=["5", 0])
-    plain["2"]["inputs"] |= {"kappa": 0.0, "window": 31}
-    together = rectified(model_prompt(seed=902, steps=12), seed=902)
-    together["2"]["inputs"] |= {"kappa": 0.0, "window": 31}
-    assert agreement(host.run(together)) > agreement(host.run(plain)) + 0.1
+    with_pull, without = (agreement(host.run(sampled(12, rectified))) for rectified in (True, False))
+    assert with_pull > without + 0.1
 
 
 def test_preview_gives_picture_and_table(host):
@@ -176,5 +181,14 @@ def test_preview_gives_picture_and_table(host):
 
 
 def test_cancel_a_rectified_run(host):
-    last = cancel_midway(host, rectified(model_prompt(seed=902, steps=1000), seed=902), "4")
-    assert last.value < last.maximum / 4
+    seen = []
+
+    def watch(event) -> None:
+        if event.node_id == "4" and event.value is not None:
+            seen.append(event)
+            if event.value >= 2:
+                host.interrupt()
+
+    with pytest.raises(Interrupted):
+        host.run(sampled(1000), on_progress=watch)
+    assert seen[-1].value < seen[-1].maximum / 4 and host.alive()
