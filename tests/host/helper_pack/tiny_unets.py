@@ -1,13 +1,16 @@
 """Small random-weight models of true architectures, and a look into their self-attention while the host samples."""
 
+import comfy.cldm.cldm
+import comfy.controlnet
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.patcher_extension
 import comfy.sample
 import comfy.samplers
 import comfy.supported_models
 import torch
-from comfy.ldm.modules.attention import BasicTransformerBlock
+from comfy.ldm.modules.attention import BasicTransformerBlock, optimized_attention
 from comfy_api.latest import io
 
 CONTEXT, TOKENS = 32, 7
@@ -16,8 +19,8 @@ SD15 = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32, "num_res_blocks": [2, 2, 2, 2],
     "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
     "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
-    "context_dim": CONTEXT, "use_linear_in_transformer": False, "adm_in_channels": None, "use_spatial_transformer": True,
-    "legacy": False, "use_temporal_attention": False, "use_temporal_resblock": False,
+    "context_dim": CONTEXT, "use_linear_in_transformer": False, "adm_in_channels": None, "legacy": False,
+    "use_spatial_transformer": True, "use_temporal_attention": False, "use_temporal_resblock": False,
 }  # fmt: skip
 VIDEO = {
     "in_channels": 8, "model_channels": 64, "adm_in_channels": 1280, "num_classes": "sequential",
@@ -39,13 +42,19 @@ KINDS = {
 
 
 def tiny_model(kind: str, seed: int):
-    """A MODEL on the CPU in float32; sharp attention, so that the difference between views is large."""
+    """A MODEL on the CPU in float32."""
     maker, config = KINDS[kind]
     described = maker(dict(config))
     described.set_inference_dtype(torch.float32, None)
     model = described.get_model({}, device=torch.device("cpu"))
-    generator = torch.Generator().manual_seed(seed)
-    for name, values in model.diffusion_model.named_parameters():
+    fill(model.diffusion_model, torch.Generator().manual_seed(seed))
+    device = comfy.model_management.get_torch_device()
+    return comfy.model_patcher.ModelPatcher(model.eval(), device, torch.device("cpu"))
+
+
+def fill(network, generator) -> None:
+    """Weights that keep activations of order one, sharp attention, and a last layer that is small."""
+    for name, values in network.named_parameters():
         values.requires_grad_(False)
         if values.ndim >= 2:
             sharp = 3.0 if ".to_q." in name or ".to_k." in name else 0.05 if name.startswith("out.") else 1.0
@@ -53,15 +62,13 @@ def tiny_model(kind: str, seed: int):
             values.uniform_(-bound, bound, generator=generator)
         else:
             values.fill_(1.0 if name.endswith(".weight") else 0.0)
-    device = comfy.model_management.get_torch_device()
-    return comfy.model_patcher.ModelPatcher(model.eval(), device, torch.device("cpu"))
 
 
-class TinyModel(io.ComfyNode):
+class TinyUNet(io.ComfyNode):
     @classmethod
     def define_schema(cls):
         return io.Schema(
-            node_id="TestTinyModel",
+            node_id="TestTinyUNet",
             category="test",
             inputs=[
                 io.Combo.Input("kind", options=list(KINDS)), io.Int.Input("seed", default=0),
@@ -107,7 +114,8 @@ class Probe:
     def wrapper(self, executor, x, timesteps, context, y, control, transformer_options, **kwargs):
         options = {k: transformer_options.get(k) for k in ("cond_or_uncond", "mv_hard_attention", "mv_views_apart")}
         options["sigma"] = float(transformer_options["sigmas"].max())
-        self.runs.append({**options, "batch": x.shape[0], "layers": {}})
+        seen = [float(row[0, 0]) for row in context]
+        self.runs.append({**options, "batch": x.shape[0], "context": seen, "layers": {}})
         return executor(x, timesteps, context, y, control, transformer_options, **kwargs)
 
     def close(self):
@@ -127,32 +135,113 @@ def softmax_sum(q, k, v, heads, hard=False):
     return (weight @ v).transpose(0, 1).flatten(1)
 
 
-def explain(run: dict, layers: dict, views: int, references: list[int]) -> dict:
-    """Layer -> largest difference from: own attention; cross-frame attention; its hard form (of all but references)."""
+def explain_run(run: dict, layers: dict, views: int, references: list[int], strength: float, factor: str) -> dict:
+    """Layer -> for each part of the batch, the largest difference of what the layer gave from: its own attention (own);
+    cross-frame attention (cross) and its hard form (hard), each of all but the references; and the references' from
+    their own attention. Rows that are not pictures (attention over time) are only compared with their own. factor: what
+    TestOtherPack has multiplied the results by."""
     found = {}
     for name, t in run["layers"].items():
-        heads, rows = layers[name], t["q"].shape[0]
-        worst = {"own": 0.0, "cross": 0.0, "hard": 0.0, "reference": 0.0, "rows": rows, "tokens": t["q"].shape[1]}
-        for row in range(rows):
-            out = t["out"][row].double()
-            first = row // views * views
+        heads, rows, parts = layers[name], t["q"].shape[0], len(run["cond_or_uncond"])
+        pictures = rows == run["batch"] and ".time_stack." not in name
+        told = [{"own": 0.0, "cross": 0.0, "hard": 0.0, "reference": 0.0} for _ in range(parts)]
+        for row in range(rows) if pictures else range(min(rows, 6)):
+            worst = told[row * parts // rows]
+            out = t["out"][row].double() / {"": 1, "rows": 1 + row, "twice": 2}[factor]
             own = softmax_sum(t["q"][row], t["k"][row], t["v"][row], heads)
-            if row - first in references and rows == run["batch"]:
-                worst["reference"] = max(worst["reference"], (out - own).abs().max().item())
-                continue
-            worst["own"] = max(worst["own"], (out - own).abs().max().item())
-            if rows == run["batch"]:
-                seen = [first + i for i in references]
-                k, v = (torch.cat([t[key][i] for i in seen]) for key in "kv")
+            first = row // views * views
+            expected = {"reference" if pictures and row - first in references else "own": own}
+            if pictures and row - first not in references:
+                k, v = (torch.cat([t[key][first + i] for i in references]) for key in "kv")
                 for label, hard in (("cross", False), ("hard", True)):
-                    expected = softmax_sum(t["q"][row], k, v, heads, hard)
-                    worst[label] = max(worst[label], (out - expected).abs().max().item())
-        found[name] = worst
+                    expected[label] = torch.lerp(own, softmax_sum(t["q"][row], k, v, heads, hard), strength)
+            for label, value in expected.items():
+                worst[label] = max(worst[label], (out - value).abs().max().item())
+        found[name] = {"parts": told, "tokens": t["q"].shape[1], "pictures": pictures}
     return found
 
 
+class OtherPack(io.ComfyNode):
+    """What other packs do to attention. replace: attn1 replacements of the decoder that multiply row i by 1 + i.
+    override: an attention override that doubles. widen: an attn1_patch that doubles what q is made from."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestOtherPack", category="test", outputs=[io.Model.Output()],
+            inputs=[io.Model.Input("model"), io.Combo.Input("how", options=["replace", "override", "widen"])],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, model, how):
+        model = model.clone()
+
+        def replace(q, k, v, extra):
+            assert q.shape[0] == extra["original_shape"][0], "rows are no longer views"
+            out = optimized_attention(q, k, v, extra["n_heads"])
+            return out * torch.arange(1.0, 1 + q.shape[0])[:, None, None]
+
+        def override(func, *args, **kwargs):
+            return 2 * func(*args, **kwargs)
+
+        if how == "replace":
+            for number in range(3, 12):
+                # One for the block, one for its only layer: the host prefers the latter.
+                model.set_model_attn1_replace(replace, "output", number, 0 if number % 2 else None)
+        elif how == "override":
+            model.model_options["transformer_options"]["optimized_attention_override"] = override
+        else:
+            model.set_model_attn1_patch(lambda q, k, v, extra: (2 * q, k, v))
+        return io.NodeOutput(model)
+
+
+class KeepApart(io.ComfyNode):
+    """Tells patches that views of the negative conditioning must not see each other, as the HarmonyView guider does."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestKeepApart", category="test", inputs=[io.Model.Input("model")], outputs=[io.Model.Output()]
+        )
+
+    @classmethod
+    def execute(cls, model):
+        def wrapper(executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options={}, **kwargs):  # noqa: B006
+            apart = [kind == 1 for kind in transformer_options["cond_or_uncond"]]
+            options = {**transformer_options, "mv_views_apart": apart}
+            return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+        model = model.clone()
+        model.add_wrapper_with_key(comfy.patcher_extension.WrappersMP.APPLY_MODEL, "apart", wrapper)
+        return io.NodeOutput(model)
+
+
+class TinyControl(io.ComfyNode):
+    """A ControlNet of SD 1.5's architecture, narrow and random, on a conditioning, with a picture for each view."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestTinyControl", category="test", outputs=[io.Conditioning.Output()],
+            inputs=[io.Conditioning.Input("conditioning"), io.Int.Input("views"), io.Int.Input("side")],
+        )  # fmt: skip
+
+    @classmethod
+    def execute(cls, conditioning, views, side):
+        names = ("transformer_depth_output", "out_channels", "use_temporal_attention", "use_temporal_resblock")
+        config = {k: v for k, v in SD15.items() if k not in names}
+        network = comfy.cldm.cldm.ControlNet(
+            **config, hint_channels=3, num_heads=8, dtype=torch.float32, operations=comfy.ops.disable_weight_init
+        )
+        fill(network, torch.Generator().manual_seed(9))
+        control = comfy.controlnet.ControlNet(network.eval(), load_device=torch.device("cpu"))
+        hint = torch.rand(views, 3, side * 8, side * 8, generator=torch.Generator().manual_seed(3))
+        control.set_cond_hint(hint, 1.0, (0.0, 1.0))
+        return io.NodeOutput([[e, {**v, "control": control, "control_apply_to_uncond": True}] for e, v in conditioning])
+
+
 class ProbeSampling(io.ComfyNode):
-    """Samples with euler and reports on every run of the UNet. split: the host evaluates positive and negative apart."""
+    """Samples with euler and reports on every run of the UNet. split: the host runs positive and negative apart."""
 
     @classmethod
     def define_schema(cls):
@@ -165,12 +254,15 @@ class ProbeSampling(io.ComfyNode):
                 io.Latent.Input("latent"), io.Int.Input("steps", default=2), io.Float.Input("cfg", default=3.0),
                 io.Boolean.Input("split", default=False), io.String.Input("references", default="0"),
                 io.Int.Input("views", default=3), io.Boolean.Input("explain", default=True),
+                io.Float.Input("strength", default=1.0), io.String.Input("factor", default=""),
             ],
             outputs=[io.Latent.Output()],
         )  # fmt: skip
 
     @classmethod
-    def execute(cls, model, positive, negative, latent, steps, cfg, split, references, views, explain):  # noqa: A002
+    def execute(
+        cls, model, positive, negative, latent, steps, cfg, split, references, views, explain, strength, factor
+    ):
         model = model.clone()
         probe = Probe(model)
         kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
@@ -190,8 +282,8 @@ class ProbeSampling(io.ComfyNode):
         picked = [int(i) for i in references.split(",")]
         report = []
         for run in probe.runs:
-            layers = globals()["explain"](run, probe.layers, views, picked) if explain else {}
-            report.append({**run, "layers": layers})
+            told = explain_run(run, probe.layers, views, picked, strength, factor) if explain else {}
+            report.append({**run, "layers": told})
         return io.NodeOutput({"samples": out}, ui={"report": report})
 
 
@@ -208,8 +300,10 @@ class CompareRows(io.ComfyNode):
     @classmethod
     def execute(cls, a, b):
         pairs = list(zip(a["samples"], b["samples"], strict=True))
-        report = {"equal": [torch.equal(x, y) for x, y in pairs], "apart": [(x - y).abs().max().item() for x, y in pairs]}
+        apart = [(x - y).abs().max().item() for x, y in pairs]
+        equal = [torch.equal(x, y) for x, y in pairs]
+        report = {"equal": equal, "apart": apart, "largest": float(a["samples"].abs().max())}
         return io.NodeOutput(ui={"report": [report]})
 
 
-NODES = [TinyModel, ProbeSampling, CompareRows]
+NODES = [TinyUNet, TinyControl, OtherPack, KeepApart, ProbeSampling, CompareRows]
