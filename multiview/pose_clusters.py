@@ -29,6 +29,8 @@ KEEP_BYTES = 2 << 30
 CARRIED = 16
 TOKENS_AT_ONCE = 2048
 PARTS = 3
+# Masks and boxes are finer than patches: the first component is interpolated between them.
+FINER = 4
 
 
 @dataclass(frozen=True)
@@ -81,8 +83,8 @@ class PoseClusters:
 
 @dataclass(frozen=True)
 class Found:
-    """labels (N,), distances (N,) to the own centre, masks (N,g,g) bool of the padded squares, boxes (N,3) centre x, y
-    and side of each cut-out in pixels, maps (N,g,g,3), missed: pictures without any object patch.
+    """labels (N,), distances (N,) to the own centre, masks (N,4g,4g) bool of the padded squares, boxes (N,3) centre x,
+    centre y and side of each cut-out in pixels, maps (N,g,g,3), missed: pictures without any object patch.
     """
 
     labels: Tensor
@@ -120,7 +122,7 @@ def fit_pose_clusters(
         foreground = Projection(foreground.mean, -foreground.components, foreground.share)
         values = -values
     level = settings.threshold * float(values.std())
-    masks, boxes, missed = _objects(images, values > level, settings.fill)
+    masks, boxes, missed = _objects(images, finer(values) > level, settings.fill)
 
     passes = _Passes(images, boxes, features_of, settings, on_step)
     parts = fit_projection((f[_inside(foreground, level, f)] for f in passes), PARTS, generator)
@@ -146,7 +148,7 @@ def assign_poses(
                 f"gives {f.shape[-1]} on {f.shape[2]} x {f.shape[1]} patches; use the network they were fitted with."
             )
         values.append(clusters.foreground(f)[..., 0])
-    masks, boxes, missed = _objects(images, torch.cat(values) > clusters.level, settings.fill)
+    masks, boxes, missed = _objects(images, finer(torch.cat(values)) > clusters.level, settings.fill)
     passes = _Passes(images, boxes, features_of, settings, on_step, keep=False)
     maps = torch.cat([_maps(clusters.foreground, clusters.level, clusters.parts, settings, f) for f in passes])
     distances, labels = torch.cdist(maps.flatten(1), clusters.centres).min(dim=1)
@@ -231,7 +233,7 @@ def fit_projection(batches: Iterable[Tensor], components: int, generator: torch.
         waiting.append(tokens[drawn])
         if sum(map(len, waiting)) >= TOKENS_AT_ONCE:
             pca = pca or IncrementalPCA(min(CARRIED, tokens.shape[1]))
-            pca.partial_fit(torch.cat(waiting).double().numpy())
+            _learn(pca, torch.cat(waiting).double().numpy())
             waiting = []
     rest = torch.cat(waiting).double().numpy() if waiting else np.empty((0, 0))
     if pca is None:
@@ -242,11 +244,16 @@ def fit_projection(batches: Iterable[Tensor], components: int, generator: torch.
             )
         pca = IncrementalPCA(min(CARRIED, *rest.shape))
     if len(rest) >= pca.n_components:
-        pca.partial_fit(rest)
+        _learn(pca, rest)
     if not pca.explained_variance_.sum() > 1e-12:
         raise ValueError("All patches have the same features; the pictures are blank or the network is broken.")
     kept = [np.ascontiguousarray(a[:components]) for a in (pca.components_, pca.explained_variance_ratio_)]
     return Projection(*(torch.from_numpy(a).float() for a in (pca.mean_, *kept)))
+
+
+def _learn(pca, tokens: np.ndarray) -> None:
+    with np.errstate(invalid="ignore"):  # 0/0 where all are alike; fit_projection says so
+        pca.partial_fit(tokens)
 
 
 def border_outshines_centre(values: Tensor) -> bool:
@@ -257,6 +264,11 @@ def border_outshines_centre(values: Tensor) -> bool:
     ring = torch.ones(g, g, dtype=torch.bool)
     ring[1:-1, 1:-1] = False
     return bool(values[:, ring].mean() > centre)
+
+
+def finer(values: Tensor) -> Tensor:
+    """(N,g,g) -> (N,4g,4g), bilinear."""
+    return F.interpolate(values[:, None], scale_factor=FINER, mode="bilinear", align_corners=False)[:, 0]
 
 
 def largest_part(masks: Tensor) -> Tensor:
@@ -277,15 +289,15 @@ def _objects(images: Tensor, positive: Tensor, fill: float) -> tuple[Tensor, Ten
     boxes, missed = whole(images).clone(), []
     height, width = images.shape[1:3]
     side = max(height, width)
-    patch = side / masks.shape[1]
+    cell = side / masks.shape[1]
     for i, mask in enumerate(masks):
         if not mask.any():
             missed.append(i)
             continue
         (top, bottom), (left, right) = ((int(a.min()), int(a.max()) + 1) for a in mask.nonzero(as_tuple=True))
-        boxes[i, 0] = (left + right) / 2 * patch - (side - width) / 2
-        boxes[i, 1] = (top + bottom) / 2 * patch - (side - height) / 2
-        boxes[i, 2] = max(right - left, bottom - top) * patch / fill
+        boxes[i, 0] = (left + right) / 2 * cell - (side - width) / 2
+        boxes[i, 1] = (top + bottom) / 2 * cell - (side - height) / 2
+        boxes[i, 2] = max(right - left, bottom - top) * cell / fill
     return masks, boxes, missed
 
 
