@@ -25,7 +25,7 @@ class Taps:
         _, k, height, width = matches.confidence.shape
         u, v = matches.uv.unbind(-1)
         inside = (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
-        (left, right, across), (up, down, along) = _bracket(u, width), _bracket(v, height)
+        (left, right, across), (up, down, along) = bracket(u, width), bracket(v, height)
         first = (matches.neighbours.clamp_min(0) * height * width)[:, :, None, None]
         cells = torch.stack([first + row * width + column for row in (up, down) for column in (left, right)], dim=-1)
         weights = torch.stack([a * b for a in (1 - along, along) for b in (1 - across, across)], dim=-1)
@@ -59,7 +59,7 @@ class Taps:
         return (flat[self.cells] * self.weights[..., None]).sum(1)
 
 
-def _bracket(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def bracket(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """The two cells around a position (their centres are at +0.5; the border repeats), and the share of the second."""
     at = (position - 0.5).clamp(0, size - 1)
     low = at.floor()
