@@ -107,10 +107,8 @@ class DDIMInvert(io.ComfyNode):
         guider.set_cfg(cfg)
         falling = torch.tensor(levels.falling)
         # The guider sees an empty latent, as it does when sampling again from noise.
-        top = guider.sample(
-            torch.zeros_like(samples), torch.zeros_like(samples), run, falling, callback=run.callback,
-            disable_pbar=True, seed=seed,
-        )  # fmt: skip
+        empty = torch.zeros_like(samples, dtype=torch.float32)
+        top = guider.sample(empty, empty, run, falling, callback=run.callback, disable_pbar=True, seed=seed)
         out = {**latent, "samples": top.to(comfy.model_management.intermediate_device())}
         error = -1.0 if run.back is None else float((run.back - samples.cpu().float()).square().mean().sqrt())
         scheduled = None if sigmas is not None else (steps, scheduler)
