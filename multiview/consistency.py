@@ -26,13 +26,23 @@ from .splats.views import Views, prepare_views
 
 # Few steps of many views with high rates: half the time of 40 steps of two views at the default rates, and it tells
 # consistent from contradicting views as well (docs/consistency.md).
+# hull_seen 1: with half of the views, lumps that only some of them see would be the largest difference.
 QUICK = FitConfig(
-    iterations=20, views_per_step=4, points=800, max_points=800, densify_every=0, w_msssim=0, lr_means=0.012, lr_sh=0.06
-)  # fmt: skip
-FULL = FitConfig()
+    iterations=20,
+    views_per_step=4,
+    points=800,
+    max_points=800,
+    densify_every=0,
+    w_msssim=0.0,
+    lr_means=1.2e-2,
+    lr_sh=6e-2,
+    hull_seen=1.0,
+)
+FULL = FitConfig(hull_seen=1.0)
 FEWEST_VIEWS = 4
 BEST_DB = 99.0  # written for equal pictures, whose PSNR is infinite
 OPAQUE = 0.5
+INSIDE = 0.9  # mask from which a pixel shows nothing but the object
 # Relative error that the occlusion test of the neighbour comparison makes room for: depth of splats is a mean over
 # Gaussians, and estimated depth is no better.
 DEPTH_ERROR = 0.02
@@ -195,20 +205,24 @@ def neighbour_error(
     """Each view against what its neighbours show of the same surface points, and the mean absolute difference.
 
     views (N,H,W,3|4) in [0,1]; depth (N,h,w) camera z, world units, 0 = nothing; masks (N,h2,w2), 1 = object. Points
-    that the neighbours do not see (hidden, outside their picture) do not count. The neighbours are mixed by their
-    confidence; bilinear values, so that even views of one object differ where they have fine patterns.
+    that the neighbours do not see (hidden, outside their picture) do not count, nor do pixels at outlines, which show
+    some background. The neighbours are mixed by their confidence; their values are bilinear, so that even views of one
+    object differ where they have fine patterns.
     """
     _check_count(cameras)
     prepared = prepare_views(views, cameras, masks)
     matches = track(cameras, tuple(prepared.masks.shape[1:]), depth, masks, offsets=offsets, depth_error=depth_error)
-    pictures = prepared.images.movedim(-1, 1).to(matches.uv.device)
-    fused, trust = fuse(pictures, matches, MirrorOptions(block=1))
-    share = trust[:, 0].cpu()
+    inside = (prepared.masks > INSIDE).float()
+    pictures = torch.cat([prepared.images * inside[..., None], inside[..., None]], dim=-1).movedim(-1, 1)
+    fused, trust = fuse(pictures.to(matches.uv.device), matches, MirrorOptions(block=1))
+    fused, found = fused[:, :3].cpu(), fused[:, 3:].cpu()
+    fused = fused / found.clamp_min(INSIDE / 4)
+    share = (trust.cpu() * (found >= INSIDE / 4))[:, 0] * inside.cpu()
     if float(share.sum()) == 0:
         raise ValueError(
             "No surface point is seen by two neighbouring views; check that depth, cameras and views belong together."
         )
-    images, fused = prepared.images.cpu(), fused.movedim(1, -1).cpu()
+    images, fused = prepared.images.cpu(), fused.movedim(1, -1)
     compared = (share.flatten(1).sum(1) > 0).float()
     mean_absolute = float(((images - fused).abs().mean(-1) * share).sum() / share.sum())
     # Where nothing was found there is no picture either; SSIM's windows reach into it.

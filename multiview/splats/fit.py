@@ -37,6 +37,7 @@ class FitConfig:
 
     iterations: optimiser steps of views_per_step views each.
     points: Gaussians to begin with; max_points: where growing ends; init: "hull", "sphere" or "center".
+    hull_seen: share of the views whose picture must hold a point of the hull (init.py).
     sh_degree 0..3: reached step by step over the first half. w_*: weights of the losses.
     lr_means is in units of the scene's radius and falls to lr_means_final of itself; the others are per unit of the
     stored parameter (logarithm, logit, quaternion, coefficient).
@@ -50,6 +51,7 @@ class FitConfig:
     points: int = 3000
     max_points: int = 10000
     init: str = "hull"
+    hull_seen: float = 0.5
     sh_degree: int = 0
     views_per_step: int = 2
     w_l1: float = 1.0
@@ -129,7 +131,7 @@ def fit(
         weights = _checked_weights(view_weights, len(cameras), device)
         generator = torch.Generator().manual_seed(config.seed)
         if start is None:
-            start = initial_gaussians(config.init, config.points, views, cameras, generator)
+            start = initial_gaussians(config.init, config.points, views, cameras, generator, config.hull_seen)
         else:
             start = Gaussians(*(t.detach().clone() for t in start.validate().tensors())).to(device).to(torch.float32)
         return _Fit(views, cameras, weights, config, start, generator).run(on_step)

@@ -33,19 +33,25 @@ def scene_sphere(cameras: Cameras) -> tuple[Tensor, float]:
 
 
 def initial_gaussians(
-    method: str, points: int, views: Views, cameras: Cameras, generator: torch.Generator
+    method: str,
+    points: int,
+    views: Views,
+    cameras: Cameras,
+    generator: torch.Generator,
+    hull_seen: float = 0.5,
 ) -> Gaussians:
     """`points` Gaussians (about as many for "hull") with colours, on the device of the views.
 
     center: a ball of a quarter of the scene's radius around its centre, as IM-3D begins. sphere: uniform in the scene's
     sphere. hull: on the surface of the visual hull, coloured by the views that see it; falls back to sphere where
-    the masks have no common inside. generator: CPU.
+    the masks have no common inside. generator: CPU. hull_seen: share of the views that must have a point of the hull
+    in their picture; below 1, few views of a large object leave lumps that only some of them see.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown start {method!r}; choose one of {', '.join(METHODS)}.")
     device = views.images.device
     center, radius = scene_sphere(cameras)
-    found = _hull_surface(views, cameras, points, generator) if method == "hull" else None
+    found = _hull_surface(views, cameras, points, generator, hull_seen) if method == "hull" else None
     if found is not None:
         means, colors, spacing = found
         return _round_gaussians(means, colors, spacing, 0.7)
@@ -72,14 +78,16 @@ def _round_gaussians(means: Tensor, colors: Tensor, sigma: float, opacity: float
     )
 
 
-def _hull_surface(views: Views, cameras: Cameras, points: int, generator) -> tuple[Tensor, Tensor, float] | None:
+def _hull_surface(
+    views: Views, cameras: Cameras, points: int, generator, hull_seen: float
+) -> tuple[Tensor, Tensor, float] | None:
     """Points on the visual hull (about `points`,3), their colours, and their spacing; None if there is no hull."""
     center, radius = scene_sphere(cameras)
     center = center.to(views.masks)
     low, high = center - 1.1 * radius, center + 1.1 * radius
     for _ in range(2):  # the second grid lies tightly around what the first one found
         cells, cell = _grid(low, high)
-        kept = _carve(cells.reshape(-1, 3), views.masks, cameras)
+        kept = _carve(cells.reshape(-1, 3), views.masks, cameras, hull_seen)
         if kept is None:
             return None
         inside = cells.reshape(-1, 3)[kept]
@@ -104,7 +112,7 @@ def _grid(low: Tensor, high: Tensor) -> tuple[Tensor, float]:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1), cell
 
 
-def _carve(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor | None:
+def _carve(points: Tensor, masks: Tensor, cameras: Cameras, hull_seen: float) -> Tensor | None:
     """(P,) bool, inside the masks of the views that see the point; None if hardly anything is left."""
     inside = points.new_zeros(len(points))
     seen = points.new_zeros(len(points))
@@ -113,7 +121,7 @@ def _carve(points: Tensor, masks: Tensor, cameras: Cameras) -> Tensor | None:
         seen += visible
         inside += visible & (values[:, 0] > INSIDE)
     for share in LENIENT:
-        kept = (seen >= 0.5 * len(cameras)) & (inside >= share * seen)
+        kept = (seen >= hull_seen * len(cameras)) & (inside >= share * seen)
         if int(kept.sum()) >= FEWEST_CELLS:
             return kept
     return None
