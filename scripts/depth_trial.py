@@ -8,6 +8,7 @@ shares of the view's range.
 from __future__ import annotations
 
 import argparse
+import math
 import time
 
 import torch
@@ -67,24 +68,26 @@ def best_possible(raw: Tensor, truth: Tensor, kind: str) -> Tensor:
     return out
 
 
-def measured(result: Calibrated | Tensor, truth: Tensor, cameras: Cameras, seconds: float = 0.0) -> list[float]:
+def measured(result: Calibrated | Tensor, truth: Tensor, cameras: Cameras, seconds: float = math.nan) -> list[float]:
     depth = result if isinstance(result, Tensor) else result.maps.depth
     after = disagreement(depth, cameras)
-    row = [*errors(depth, truth, cameras), after.world, after.pixels]
+    said = [after.world, after.pixels] if after else [math.nan] * 2
+    row = [*errors(depth, truth, cameras), *said]
     if isinstance(result, Tensor):
-        return [*row, float("nan"), seconds]
+        return [*row, math.nan, math.nan]
     trust, inside = result.maps.confidence, (depth > 0) & (truth > 0)
     sure = inside & (trust >= trust[inside].median())
     return [*row, float((depth - truth).abs()[sure].mean()), seconds]
 
 
 def line(maps: str, calibration: str, rows: list[list[float]]) -> None:
+    """One row of the table; nan (not measured) is a dash."""
     mean = torch.tensor(rows).mean(0).tolist()
-    print(
-        f"| {maps} | {calibration} | {mean[0]:.4f} | {100 * mean[1]:.2f} % | {mean[2]:.2f} | {mean[3]:.4f} | "
-        f"{mean[4]:.2f} | {mean[5]:.4f} | {mean[6]:.2f} |",
-        flush=True,
-    )
+    mean[1] *= 100
+    forms = (".4f", ".2f", ".2f", ".4f", ".2f", ".4f", ".2f")
+    cells = ["-" if math.isnan(m) else format(m, f) for m, f in zip(mean, forms, strict=True)]
+    cells[1] += " %"
+    print(f"| {maps} | {calibration} | {' | '.join(cells)} |", flush=True)
 
 
 def timed(*args, **keywords) -> tuple[Calibrated, float]:

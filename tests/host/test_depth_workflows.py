@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from comfy_host import NodeFailed, PromptRejected, workflow_to_prompt
 from depth_layout import REDUCED, original_layout, transformers_network
-from running_workflows import find, pictures, read, text_of
+from running_workflows import find, pictures, read, text_of, watch
 from safetensors.torch import save_file
 
 ORBIT = {
@@ -78,11 +78,11 @@ def test_demo_workflow_as_shipped(host, object_info):
     prompt = workflow_to_prompt(read("depth_demo"), object_info)
     estimate, elsewhere = find(prompt, "MVDepthEstimate"), find(prompt, "MVDepthFromImage")
     for name, source in (("network", estimate), ("splat", elsewhere)):
-        prompt[name] = node("SaveImage", images=[source, 1], filename_prefix=f"watched/{name}")
-        prompt[name]["_meta"] = {"title": name}
+        watch(prompt, name, [source, 1])
     toy = find(prompt, "MVDemoObject")
-    prompt["mask"] = node("MaskToImage", mask=[toy, 2])
-    prompt["truth"] = node("SaveImage", images=["mask", 0], filename_prefix="watched/mask")
+    watch(prompt, "mask", [toy, 2], "MaskToImage")
+    prompt["mask"]["inputs"] = {"mask": [toy, 2]}
+    watch(prompt, "truth", ["mask", 0])
     result = host.run(prompt, timeout=600)
     truth = pictures(host, result, "truth")[..., 0] > 0.5
     network, splat = (pictures(host, result, name)[..., 0] for name in ("network", "splat"))
