@@ -16,6 +16,7 @@ SCRIPTS = {
     "depth": "train_depth",
     "autoencoder": "train_autoencoder",
     "video": "train_video_unet",
+    "pose": "train_pose_unet",
     "gate": "gate",
     "carry": "comfy_classes",
 }

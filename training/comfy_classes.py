@@ -144,10 +144,17 @@ def _zero(*layers) -> None:
 
 
 def build_unet(config: VideoConfig, device="cpu") -> nn.Module:
-    """UNetModel with float32 weights, initialised for training: every residual branch and the output start at zero."""
+    """The video UNet, see build_from."""
+    return build_from(unet_config(config), device)
+
+
+def build_from(settings: dict, device="cpu") -> nn.Module:
+    """UNetModel with float32 weights, initialised for training: every residual branch and the output start at zero.
+
+    settings: its keyword arguments."""
     module = comfy_module("ldm.modules.diffusionmodules.openaimodel")
     attention = comfy_module("ldm.modules.attention")
-    unet = module.UNetModel(**unet_config(config), device=device, operations=TrainLayers)
+    unet = module.UNetModel(**settings, device=device, operations=TrainLayers)
     for part in unet.modules():
         if isinstance(part, module.ResBlock):
             _zero(part.out_layers[-1])
