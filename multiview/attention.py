@@ -18,6 +18,8 @@ from torch import Tensor
 
 # (q, k, v), each (b, tokens, C) -> (b, tokens of q, C).
 Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+# The same with a fourth tensor, into which the result is written.
+Fill = Callable[[Tensor, Tensor, Tensor, Tensor], None]
 # Scores held at once on a CPU: 2 MB of float32 stay in its cache. Elsewhere the query's own size is the only limit.
 CACHED_SCORES = 2**19
 # From this many keys on, the largest score is found among the largest of 32 groups: a plain argmax is slow on CPUs.
@@ -30,18 +32,20 @@ def soft_attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     return torch.nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
 
 
-def hard_attention(q: Tensor, k: Tensor, v: Tensor, heads: int, upcast: bool = False) -> Tensor:
+def hard_attention(
+    q: Tensor, k: Tensor, v: Tensor, heads: int, upcast: bool = False, out: Tensor | None = None
+) -> Tensor:
     """Attention with all weight on the best key: for each query and head V[argmax_k Q K^T]. Shapes of soft_attention.
 
-    upcast: compare scores in float32 whatever the dtype. Scores are never all in memory: at most as many as q has
-    numbers, and on a CPU at most 2^19, so that this needs less than a copy of q beside its result. Of equal scores one
-    is taken, always the same.
+    upcast: compare scores in float32 whatever the dtype. out: where to write the result. Scores are never all in
+    memory: at most half as many as q has numbers, and on a CPU at most 2^19. Of equal scores one is taken, always the
+    same.
     """
     batch, tokens, channels = q.shape
     width, keys = channels // heads, k.shape[1]
-    limit = min(q.numel(), CACHED_SCORES) if q.device.type == "cpu" else q.numel()
+    limit = min(q.numel() // 2, CACHED_SCORES) if q.device.type == "cpu" else q.numel() // 2
     step = max(1, limit // keys)
-    out = torch.empty_like(q)
+    out = q.new_empty(q.shape) if out is None else out
     q, k, v, into = (x.unflatten(-1, (heads, width)) for x in (q, k, v, out))
     for item in range(batch):
         for head in range(heads):
@@ -73,46 +77,75 @@ def cross_frame(
     views: int,
     references: Sequence[int],
     attend: Attend,
-    across: Attend | None = None,
+    fill: Fill | None = None,
     strength: float = 1.0,
     keep_shape: bool = False,
 ) -> Tensor:
     """Eq. 6 for every view but the references, Eq. 5 for these. q, k, v as (B,T,C), B a multiple of `views` -> (B,T,C).
 
     references: the views (0 to views - 1) whose keys and values all others get; those of several are joined.
-    attend computes self-attention (Eq. 5); across, by default the same, what views take from the references.
+    attend computes self-attention (Eq. 5). fill writes what views take from the references, by default with attend.
     strength: weight of what comes from the references; the rest is the view's own self-attention, at the price of a
     second attention where it is below 1. 0 is plain self-attention.
-    keep_shape: call attend and across with whole batches only, for functions that know which row is which view. This
-    repeats the references' keys and values for all; otherwise the queries of all views meet one copy of them.
+    keep_shape: call attend and fill with whole batches only, for functions that know which row is which view. This
+    repeats the references' keys and values for all; otherwise the queries of neighbouring views are joined and meet
+    one copy of them.
 
     A reference's rows are what attend gives for its own q, k, v. q may have more rows than k and v where somebody has
     cut each view's tokens into tiles; tiles of one view must be neighbours. ValueError for a wrong batch or index.
     """
     check_references(references, views)
     check_batch(k.shape[0], views)
-    across = across or attend
     others = [i for i in range(views) if i not in references]
     if not others or strength == 0:
         return attend(q, k, v)
-    groups = k.shape[0] // views
-    shared = [_pick(x, groups, views, references).reshape(groups, -1, x.shape[-1]) for x in (k, v)]
-    if keep_shape:
-        taken = across(q, *(x.repeat_interleave(views, 0) for x in shared))
-        if len(references) == 1 and strength == 1 and across is attend:
-            return taken  # the reference has met its own keys there
-        own = attend(q, k, v)
-        mine, taken = (_pick(x, groups, views, others) for x in (own, taken))
-        out = own.clone(memory_format=torch.contiguous_format)
-        return _put(out, groups, views, others, torch.lerp(mine, taken, strength))
+
+    def write(q, k, v, out):
+        out.copy_(attend(q, k, v))
+
+    fill, plain = fill or write, fill is None
     out = q.new_empty(q.shape)
-    _put(out, groups, views, references, attend(*(_pick(x, groups, views, references) for x in (q, k, v))))
-    asking = _pick(q, groups, views, others)
-    taken = across(asking.reshape(groups, -1, q.shape[-1]), *shared).reshape(asking.shape)
-    if strength < 1:
-        mine = attend(asking, *(_pick(x, groups, views, others) for x in (k, v)))
-        taken = torch.lerp(mine, taken, strength)
-    return _put(out, groups, views, others, taken)
+    # By group and view; a view of the memory, so that writing there writes to out.
+    asking, keys, values, result = (
+        x.reshape(-1, views, x.shape[0] // k.shape[0], *x.shape[1:]) for x in (q, k, v, out)
+    )
+    if keep_shape:
+        shared = [_joined(x[:, list(references)]).repeat_interleave(views, 0) for x in (keys, values)]
+        fill(q, *shared, out)
+        if len(references) == 1 and strength == 1 and plain:
+            return out  # the reference has met its own keys there
+        own = attend(q, k, v).reshape(result.shape)
+        result[:, list(references)] = own[:, list(references)]
+        result[:, others] = torch.lerp(own[:, others], result[:, others], strength)
+        return out
+    for group in range(asking.shape[0]):
+        seen = [_joined(x[group, list(references)][None]) for x in (keys, values)]
+        for some in _runs(references):
+            alone = attend(*(x[group, some].flatten(0, 1) for x in (asking, keys, values)))
+            result[group, some] = alone.view(result[group, some].shape)
+        for some in _runs(others):
+            into = result[group, some]
+            fill(_joined(asking[group, some][None]), *seen, _joined(into[None]))
+            if strength < 1:
+                mine = attend(*(x[group, some].flatten(0, 1) for x in (asking, keys, values)))
+                into.copy_(torch.lerp(mine.view(into.shape), into, strength))
+    return out
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(groups, some views, tiles, T, C) -> (groups, tokens of all of them, C)."""
+    return x.flatten(1, 3)
+
+
+def _runs(index: Sequence[int]) -> list[slice]:
+    """The slices that hold these numbers, each as long as possible."""
+    found = []
+    for i in sorted(index):
+        if found and found[-1].stop == i:
+            found[-1] = slice(found[-1].start, i + 1)
+        else:
+            found.append(slice(i, i + 1))
+    return found
 
 
 def in_parts(
@@ -165,14 +198,3 @@ def check_references(references: Sequence[int], views: int) -> None:
             f"There is no view {wrong[0]} among {views} views to take as reference; the first is 0, the last "
             f"{views - 1}."
         )
-
-
-def _pick(x: Tensor, groups: int, views: int, index: Sequence[int]) -> Tensor:
-    """The rows of some views: (B,T,C) -> (b,T,C), in the order of the batch."""
-    return x.reshape(groups, views, -1, *x.shape[1:])[:, list(index)].reshape(-1, *x.shape[1:])
-
-
-def _put(x: Tensor, groups: int, views: int, index: Sequence[int], rows: Tensor) -> Tensor:
-    """x with the rows of some views replaced in place."""
-    x.view(groups, views, -1, *x.shape[1:])[:, list(index)] = rows.view(groups, len(index), -1, *x.shape[1:])
-    return x

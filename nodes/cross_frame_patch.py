@@ -89,13 +89,13 @@ class CrossFramePatch:
         def attend(q, k, v):
             return _run(other, q, k, v, extra)
 
-        def hard(q, k, v):
-            return hard_attention(q, k, v, extra["n_heads"], extra.get("attn_precision") == torch.float32)
+        def hard(q, k, v, out):
+            hard_attention(q, k, v, extra["n_heads"], extra.get("attn_precision") == torch.float32, out)
 
         def talking(q, k, v):
-            across = hard if extra.get(HARD) else None
+            fill = hard if extra.get(HARD) else None
             return cross_frame(
-                q, k, v, views, self.settings.references, attend, across, self.settings.strength, other is not None
+                q, k, v, views, self.settings.references, attend, fill, self.settings.strength, other is not None
             )
 
         return in_parts(extra.get(APART) or [False] * parts, (q, k, v), talking, attend, other is not None)
