@@ -73,13 +73,15 @@ def load_trained_demo_model(path: str | Path) -> tuple[comfy.model_patcher.Model
     The MODEL's .model.model_config.video_config says which size, views and elevation it was trained for.
     """
     config, unet, vae, _ = read_checkpoint(path)
-    return _build_model(config, unet), _build_vae(config, vae)
+    return build_model(TrainedConfig(config), unet), _build_vae(config, vae)
 
 
-def _build_model(config: VideoConfig, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+def build_model(described, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:
+    """The model that a host's configuration object (supported_models_base.BASE) describes, with these weights.
+
+    ValueError unless they are exactly its own."""
     management = comfy.model_management
     device = management.get_torch_device()
-    described = TrainedConfig(config)
     dtype = management.unet_dtype(
         model_params=comfy.utils.calculate_parameters(weights), supported_dtypes=described.supported_inference_dtypes
     )
