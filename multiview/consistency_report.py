@@ -16,6 +16,7 @@ from .draw import INK, PAPER, contact_sheet, curves, font, to_pil
 
 NAMES = {"odd_even": "odd/even", "neighbours": "neighbours", "held_out": "held out", "truth": "truth"}
 SIDE, COLUMNS = 112, 8
+EQUAL = 60.0
 # The error that is drawn as white; the same in every picture, so that pictures can be compared.
 WHITE_AT = 0.3
 STOPS = ((0.0, 0.0, 0.02), (0.35, 0.05, 0.40), (0.90, 0.30, 0.15), (1.0, 0.80, 0.25), (1.0, 1.0, 1.0))
@@ -57,7 +58,8 @@ def picture(measured: Measured, cameras: Cameras, title: str) -> Image.Image:
         ]
     rows += [(f"{NAMES[name]}, error", _sized(heat(one.error[order]))) for name, one in found.items()]
     sheet = contact_sheet(rows, [f"{a:.1f}".removesuffix(".0") + "\u00b0" for a in azimuths], COLUMNS)
-    lines = {NAMES[name]: one.view_psnr[order].tolist() for name, one in found.items()}
+    # Equal pictures (99 dB) would squeeze all the others into the bottom of the chart; they are left out.
+    lines = {NAMES[k]: [v if v < EQUAL else math.nan for v in c.view_psnr[order].tolist()] for k, c in found.items()}
     top = curves(lines, f"{title}: PSNR in dB of each view over azimuth", azimuths, (max(480, sheet.width), 260))
     scale = _scale(top.width)
     page = Image.new("RGB", (top.width, top.height + sheet.height + scale.height), PAPER)
