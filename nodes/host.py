@@ -107,8 +107,16 @@ def fit_device() -> torch.device:
     return chosen if chosen.type == "cuda" else torch.device("cpu")
 
 
-def place_network(network: torch.nn.Module) -> torch.nn.Module:
-    """A network of another library on the host's device, half precision where the host would use it (fp32 on a CPU).
+class _Holder(torch.nn.Module):
+    """A module whose `device` can be set, as the host's patcher does; that of transformers' models is read-only."""
+
+    def __init__(self, network: torch.nn.Module):
+        super().__init__()
+        self.network = network
+
+
+def place_network(network: torch.nn.Module) -> None:
+    """Move a network of another library to the host's device, in half precision where the host would (fp32 on a CPU).
 
     Goes through the host's model management, so that other models make room and it makes room for them.
     """
@@ -117,9 +125,8 @@ def place_network(network: torch.nn.Module) -> torch.nn.Module:
     management = comfy.model_management
     chosen = management.get_torch_device()
     network.to(torch.float16 if management.should_use_fp16(chosen) else torch.float32)
-    patcher = ModelPatcher(network, load_device=chosen, offload_device=management.unet_offload_device())
+    patcher = ModelPatcher(_Holder(network), load_device=chosen, offload_device=management.unet_offload_device())
     management.load_models_gpu([patcher], force_full_load=True)
-    return patcher.model
 
 
 def check_cancelled() -> None:
