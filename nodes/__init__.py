@@ -5,6 +5,7 @@ from comfy_api.latest import ComfyExtension, io
 from . import (
     attention,
     cameras,
+    clusters,
     conditioning,
     consistency,
     demo,
@@ -13,6 +14,8 @@ from . import (
     inversion,
     measure,
     mirror,
+    pose_model,
+    quality,
     splats,
     view_prompts,
 )
@@ -23,7 +26,7 @@ class MultiViewExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [*cameras.NODES, *demo.NODES, *conditioning.NODES, *harmonyview.NODES, *inversion.NODES]
         nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES, *measure.NODES]
-        nodes += consistency.NODES
+        nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
         return nodes

@@ -80,6 +80,14 @@ class PoseClusters(io.ComfyNode):
         )  # fmt: skip
 
     @classmethod
+    def validate_inputs(cls, dinov2) -> bool | str:
+        # Taking `dinov2` here also stops the host from refusing files that were put there after the list was made.
+        return True if dinov2 in (CONNECTED, *model_files(DINO)) else (
+            f"There is no DINOv2 model '{dinov2}' in models/dinov2; put config.json and model.safetensors of "
+            "facebook/dinov2-small into models/dinov2/dinov2-small and reload the page."
+        )
+
+    @classmethod
     def execute(cls, images, dinov2, clusters, crop_size, save_folder, seed, network_size, fill, threshold,
                 object_only, batch, clip_vision=None, fitted=None) -> io.NodeOutput:  # fmt: skip
         images = check_images(images, "pictures")

@@ -86,26 +86,30 @@ def picture_embedding(clip_vision, images):
 def text_embedding(clip, prompt: str):
     """CLIP's projected embedding (1,D) float32. ValueError for a text encoder that is no CLIP or lacks the projection.
 
-    ComfyUI loads a missing projection as the identity; cosines with pictures would then mean nothing.
+    ComfyUI does not say when a file had no projection: its layer is then left as it was made, or skipped (checkpoints
+    of SD 1.5). Cosines with pictures would mean nothing.
     """
-    projections = [
-        module.text_projection.weight
-        for module in clip.cond_stage_model.modules()
-        if isinstance(getattr(module, "text_projection", None), torch.nn.Module)
-    ]
-    missing = "the projection into the space it shares with pictures"
-    if len(projections) != 1:
+    encoders = [m for m in clip.cond_stage_model.modules() if hasattr(getattr(m, "transformer", None), "text_model")]
+    if len(encoders) != 1:
         raise ValueError(
-            f"The CD score takes one CLIP text model, but this text encoder holds {len(projections)}; load a complete "
+            f"The CD score takes one CLIP text model, but this text encoder holds {len(encoders)}; load a complete "
             "CLIP ViT-L/14 with Load CLIP."
         )
-    weight = projections[0].detach().float()
-    if torch.equal(weight, torch.eye(len(weight), device=weight.device)):
+    layer = getattr(encoders[0].transformer, "text_projection", None)
+    if layer is None or not encoders[0].return_projected_pooled or not _is_projection(layer.weight.detach().float()):
         raise ValueError(
-            f"This CLIP lacks {missing}, as those inside SD checkpoints do; load a complete CLIP ViT-L/14 (such as "
-            "openai/clip-vit-large-patch14's model.safetensors) with Load CLIP."
+            "This CLIP lacks the projection into the space it shares with pictures, as those of SD checkpoints do; "
+            "load a complete CLIP ViT-L/14 (openai/clip-vit-large-patch14's model.safetensors) with Load CLIP."
         )
     return clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)[1].float().cpu()
+
+
+def _is_projection(weight) -> bool:
+    """Whether a matrix may have been trained: CLIP's entries have a spread of about 0.03; memory that was never filled
+    has zeros or any numbers, and some packs fill in the identity."""
+    spread = float(weight.std())
+    identity = torch.equal(weight, torch.eye(*weight.shape, device=weight.device))
+    return 1e-3 < spread < 1 and bool(weight.any(dim=1).all()) and not identity
 
 
 class FlowError(io.ComfyNode):

@@ -33,6 +33,7 @@ from workflows_consistency import measure_consistency
 from workflows_depth import depth_demo
 from workflows_inversion import invert_demo
 from workflows_mirror import mirror_two_stages_demo, mirror_two_stages_sv3d
+from workflows_poses import cluster_poses, mirage_generate, quality_scores
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
@@ -263,6 +264,9 @@ DESCRIPTIONS = [
     cross_frame_sd15,
     cross_frame_zero123,
     measure_consistency,
+    cluster_poses,
+    mirage_generate,
+    quality_scores,
 ]
 
 

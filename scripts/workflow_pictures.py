@@ -20,7 +20,15 @@ from PIL import Image
 LARGEST_BYTES = 250_000
 # In this order: the last one loads a file that the first one saves.
 RUNNABLE = ("image_to_splat_demo", "contradicting_views_demo", "splat_files_and_cameras")
-SHOWN = ("sv3d_image_to_splat", "sv3d_stability_cameras_to_splat", "cross_frame_sd15", "cross_frame_zero123")
+SHOWN = (
+    "sv3d_image_to_splat",
+    "sv3d_stability_cameras_to_splat",
+    "cross_frame_sd15",
+    "cross_frame_zero123",
+    "cluster_poses",
+    "mirage_generate",
+    "quality_scores",
+)
 
 
 TOY = {"seed": 23, "variant": 0, "variants": 6, "size": 576, "background": "white"}
