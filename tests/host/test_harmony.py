@@ -8,12 +8,19 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from test_nodes import inspect, node, said, scene
+from comfy_host import NodeFailed
 
 GUIDER = {
     "s1": 2.0, "s2": 1.0, "start_percent": 0.0, "end_percent": 1.0, "schedule_s1": "constant",
     "schedule_s2": "constant", "batching": "auto", "ref_latent_scale": 1.0, "zero_embedding": False,
 }  # fmt: skip
+
+
+SIZE = 48
+
+
+def node(kind, /, **inputs):
+    return {"class_type": kind, "inputs": inputs}
 
 
 def run_check(host, repo: Path, size: str) -> dict:
@@ -139,30 +146,47 @@ def test_published_size_of_sv3d(host, repo):
 # --- as a node --------------------------------------------------------------------------------------------------------
 
 
-def guided(kind="MVHarmonyViewGuider", model=None, positive=("v", 0), **inputs) -> dict:
-    own = {**GUIDER, "negative": ["v", 1], **inputs} if kind == "MVHarmonyViewGuider" else inputs
-    name = "conditioning" if kind == "BasicGuider" else "positive"
+def guided(kind="MVHarmonyViewGuider", positive=("v", 0), **inputs) -> dict:
+    """Six small views of a toy by a near-sighted demo model, sampled with a guider of that kind."""
+    toy = {"seed": 3, "variants": 3}
+    own = {**GUIDER, "negative": ["v", 1], "positive": list(positive), **inputs}
+    if kind == "BasicGuider":
+        own = {"conditioning": list(positive)}
     return {
-        **scene(**(model or {})),
-        "g": node(kind, model=["m", 0], **{name: list(positive)}, **own),
+        "c": node("MVOrbitCameras", preset="demo", views=6, preset_elevation=True, elevation=0.0, start_azimuth=0.0,
+                  span=360.0, radius=1.5, fov=49.13, aspect=1.0),
+        "o": node("MVDemoObject", cameras=["c", 0], variant=1, size=SIZE, background="white", **toy),
+        "m": node("MVLoadDemoModel", cameras=["c", 0], kind="analytic", resolution=SIZE, window=15, kappa=0.2,
+                  front_bias=0.0, families=2, **toy),
+        "v": node("MVViewConditioning", image=["o", 0], vae=["m", 1], cameras=["c", 0], width=SIZE, height=SIZE),
+        "g": node(kind, model=["m", 0], **own),
         "n": node("RandomNoise", noise_seed=3),
         "e": node("KSamplerSelect", sampler_name="euler"),
         "s": node("BasicScheduler", model=["m", 0], scheduler="karras", steps=6, denoise=1.0),
         "k": node("SamplerCustomAdvanced", noise=["n", 0], guider=["g", 0], sampler=["e", 0], sigmas=["s", 0],
                   latent_image=["v", 2]),
+        "i": node("TestInspect", value=["k", 0]),
     }  # fmt: skip
 
 
+def sampled(host, *how, **inputs) -> dict:
+    return host.run(guided(*how, **inputs)).outputs["i"]["report"][0]["samples"]
+
+
+def said(host, **inputs) -> str:
+    with pytest.raises(NodeFailed) as caught:
+        host.run(guided(**inputs))
+    assert caught.value.exception_type == "ValueError"
+    return caught.value.exception_message
+
+
 def test_in_a_graph(host):
-    far = {"window": 15, "kappa": 0.2}
-    plain = inspect(host, guided("BasicGuider", far), ("k", 0))["samples"]
-    zero = inspect(host, guided(model=far, s1=0.0, s2=0.0), ("k", 0))["samples"]
-    guidance = inspect(host, guided(model=far), ("k", 0))["samples"]
+    plain, zero, guidance = sampled(host, "BasicGuider"), sampled(host, s1=0.0, s2=0.0), sampled(host)
     assert zero == plain
-    assert guidance["shape"] == plain["shape"] == [6, 3, 48, 48]
+    assert guidance["shape"] == plain["shape"] == [6, 3, SIZE, SIZE]
     assert guidance["mean"] != plain["mean"]
 
 
 def test_bad_input_in_a_graph(host):
-    assert "carries no input picture" in said(host, guided(positive=("v", 1)))
-    assert "must start before it ends" in said(host, guided(start_percent=0.7, end_percent=0.2))
+    assert "carries no input picture" in said(host, positive=("v", 1))
+    assert "must start before it ends" in said(host, start_percent=0.7, end_percent=0.2)
