@@ -31,6 +31,7 @@ from workflow_parts import (
 from workflows_attention import cross_frame_sd15, cross_frame_zero123
 from workflows_consistency import measure_consistency
 from workflows_depth import depth_demo
+from workflows_harmony import harmonyview_demo, harmonyview_sv3d
 from workflows_inversion import invert_demo
 from workflows_mirror import mirror_two_stages_demo, mirror_two_stages_sv3d
 from workflows_poses import cluster_poses, mirage_generate, quality_scores
@@ -264,6 +265,8 @@ DESCRIPTIONS = [
     cross_frame_sd15,
     cross_frame_zero123,
     measure_consistency,
+    harmonyview_demo,
+    harmonyview_sv3d,
     cluster_poses,
     mirage_generate,
     quality_scores,
