@@ -18,11 +18,12 @@ from comfy_page import ComfyPage
 from PIL import Image
 
 LARGEST_BYTES = 250_000
-# In this order: the last one loads a file that the first one saves.
-RUNNABLE = ("image_to_splat_demo", "contradicting_views_demo", "splat_files_and_cameras")
+# In this order: splat_files_and_cameras loads a file that the first one saves.
+RUNNABLE = ("image_to_splat_demo", "contradicting_views_demo", "splat_files_and_cameras", "harmonyview_demo")
 SHOWN = (
     "sv3d_image_to_splat",
     "sv3d_stability_cameras_to_splat",
+    "harmonyview_sv3d",
     "cross_frame_sd15",
     "cross_frame_zero123",
     "cluster_poses",
