@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from multiview.cameras import orbit
-from multiview.consistency import odd_even
+from multiview.consistency import QUICK, odd_even
 from multiview.correspondence import track
 from multiview.demo.analytic import AnalyticModel, AnalyticOptions
 from multiview.demo.bank import Bank, bank_key, bank_path, build_bank, load_bank, save_bank
@@ -25,6 +25,7 @@ from multiview.demo.measure import judge
 from multiview.demo.objects import make_object
 from multiview.demo.raycast import render_object
 from multiview.depth import DepthMaps
+from multiview.depth_calibrate import calibrate, object_masks
 from multiview.mirror import MirrorOptions, fuse
 from multiview.mirror_settings import Matching, Pull, match_views
 from multiview.splats.fit import fit
@@ -104,6 +105,14 @@ class Case:
         return DepthMaps(*estimate_depth(self.net, to_images(views), CAMERAS))
 
     @cached_property
+    def calibrated(self) -> DepthMaps:
+        """As Estimate Depth gives it by default: the network's maps brought to one surface by the cameras."""
+        images = to_images(self.stage1)
+        raw, _ = estimate_depth(self.net, images, CAMERAS)
+        masks = object_masks(images, None) * (raw > 0)
+        return calibrate(raw, masks, CAMERAS, kind="depth", method="joint", metric=True).maps
+
+    @cached_property
     def true_depth(self) -> DepthMaps:
         """Of the object that stage 1 as a whole comes nearest to."""
         member = judge(to_images(self.stage1), self.bank, self.number).nearest
@@ -113,8 +122,8 @@ class Case:
 
     @cached_property
     def splat_depth(self) -> DepthMaps:
-        """Of a splat fitted to stage 1 with the fit's own settings."""
-        splat = fit(to_images(self.stage1), CAMERAS).gaussians
+        """Of a splat fitted to stage 1, with the quick settings of the consistency measures."""
+        splat = fit(to_images(self.stage1), CAMERAS, config=QUICK).gaussians
         with torch.no_grad():
             drawn = render_gaussians(splat, CAMERAS, SIZE, SIZE)
         alpha = drawn.alpha[..., 0]

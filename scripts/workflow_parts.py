@@ -1,0 +1,84 @@
+"""Groups of nodes that several workflows share. Descriptions of whole workflows: build_workflows.py, workflows_*.py."""
+
+from __future__ import annotations
+
+from workflow_graph import Graph, Slot
+
+GREEN, BLUE, PURPLE, BROWN = "#3f6f4a", "#3f789e", "#6b4f8f", "#8a6642"
+PICTURE, WIDE_PICTURE, WIDE = 300, 700, 900
+
+
+def turntable(graph: Graph, splat: Slot, prefix: str, size: int, elevation, radius: float, fov: float) -> None:
+    """Once round the splat as an animation. elevation: a number or the slot of one."""
+    with graph.group("Turntable", PURPLE):
+        orbit = graph.node(
+            "MVOrbitCameras", "Cameras of the turntable", preset="custom orbit", views=48, preset_elevation=False,
+            elevation=elevation, radius=radius, fov=fov,
+        )  # fmt: skip
+        render = graph.node(
+            "MVGaussianRender", "Render the turntable", splat=splat, cameras=orbit["cameras"], width=size, height=size
+        )
+        graph.column()
+        graph.node(
+            "SaveAnimatedWEBP", "Save the turntable", images=render["images"], filename_prefix=f"{prefix}/turntable",
+            fps=16.0, lossless=False, quality=85,
+        ).shows(360, 380)  # fmt: skip
+
+
+def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, **settings):
+    """The splat of the views, and its file."""
+    with graph.group("Splat", GREEN):
+        fit = graph.node("MVGaussianReconstruct", "Fit the splat", images=views, cameras=cameras, **settings).shows(
+            PICTURE
+        )
+        graph.column()
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=fit["splat"], filename_prefix=f"{prefix}/splat")
+        graph.node("PreviewAny", "What the fit reports", source=fit["report"]).shows(120)
+        graph.node("PreviewImage", "How the losses fell", images=fit["loss_curve"]).shows(PICTURE, 400)
+    return fit
+
+
+def contact_sheet(graph: Graph, prefix: str, cameras: Slot, columns: int, rows: dict[str, Slot]) -> None:
+    names = ("views", "second", "third", "fourth")
+    values = {}
+    for name, (title, pictures) in zip(names, rows.items(), strict=False):
+        values |= {name: pictures, f"{name}_title": title}
+    sheet = graph.node("MVContactSheet", "Views side by side", columns=columns, cameras=cameras, **values)
+    sheet.shows(WIDE_PICTURE, WIDE)
+    graph.column()
+    graph.node(
+        "SaveImage", "Save the contact sheet", images=sheet["sheet"], filename_prefix=f"{prefix}/contact_sheet"
+    ).shows(PICTURE, 400)
+    graph.node("MVCamerasPreview", "Where the cameras stand", cameras=cameras).shows(PICTURE, 520)
+
+
+def numbers(graph: Graph, title: str, views: Slot, reference: Slot, cameras: Slot) -> None:
+    table = graph.node(
+        "MVCompareViews", title[0].upper() + title[1:], views=views, reference=reference, cameras=cameras, title=title
+    )
+    graph.node("PreviewAny", "In numbers", source=table["table"]).shows(330, 400)
+
+
+def white_background(graph: Graph) -> Slot:
+    picture = graph.node("LoadImage", "Your picture", image="example.png").shows(PICTURE)
+    white = graph.node("EmptyImage", "White", width=576, height=576, color=0xFFFFFF)
+    return graph.node(
+        "ImageCompositeMasked", "Transparent parts become white", destination=picture["IMAGE"], source=white["IMAGE"],
+        mask=picture["MASK"], resize_source=True,
+    )["IMAGE"]  # fmt: skip
+
+
+def sv3d_sampled(graph: Graph, loader, conditioning, model: Slot | None = None, title: str = "Make the views") -> Slot:
+    """Decoded views. SV3D's own guidance runs from 1 at the input view to 2.5 behind it and back.
+
+    model: the loader's, changed by another node.
+    """
+    guided = graph.node(
+        "VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=model or loader["MODEL"], min_cfg=1.0
+    )
+    sampled = graph.node(
+        "KSampler", title, model=guided["MODEL"], positive=conditioning["positive"],
+        negative=conditioning["negative"], latent_image=conditioning["latent"], seed=0, steps=30, cfg=2.5,
+        sampler_name="euler", scheduler="karras",
+    )  # fmt: skip
+    return graph.node("VAEDecode", samples=sampled["LATENT"], vae=loader["VAE"])["IMAGE"]

@@ -1,0 +1,142 @@
+"""MIRROR's two stages (the paper's Algorithm 1): draw the views, estimate their depth, draw them again, rectified."""
+
+from __future__ import annotations
+
+from workflow_graph import Graph, Slot
+from workflow_parts import BLUE, BROWN, GREEN, PICTURE, WIDE, contact_sheet, fitted, sv3d_sampled, white_background
+
+PURPLE = "#6b4f8f"
+DEMO_NOTE = """
+## MIRROR: views that contradict each other are made to agree
+
+Press **Run**. It needs no download and no graphics card: a few minutes on two CPU cores.
+
+1. **Stage 1**: a near-sighted demo model draws 16 views around a toy. Each looks right by itself, but the back
+   changes from view to view, and now and then a second face appears.
+2. **Depth** of these views, and with it: which points of neighbouring views are the same point of the toy. *Which
+   points match* draws them.
+3. **Stage 2**: *MIRROR Rectify* patches the model; the second KSampler starts from **the same seed** and draws the
+   views again. At every step each view is pulled toward what its neighbours show of the same point.
+4. **Look** at the rows *before* and *after*, and **measure**: *agreement* is the share of views that show the same
+   toy (1 = all).
+
+**Other views than these?** Pictures that were not made in this graph have no seed to start from again: *DDIM
+Invert* finds their noise (workflow *invert_demo*).
+
+**Try** *strength* 0 (nothing changes), the presets *paper*, or another *Which toy*. What each setting does is in the
+help page of *MIRROR Rectify*: right-click, *Node Info*.
+"""
+SV3D_NOTE = """
+## MIRROR with SV3D: views that agree, then a splat
+
+**You need** `sv3d_p.safetensors` in `models/checkpoints` (mind its licence), a depth network in
+`models/depthanything`, such as `depth_anything_v2_vits_fp32.safetensors`, and a graphics card.
+
+1. Choose your picture: **one object, centred, filling about two thirds of the frame**, and its *elevation*.
+2. **Stage 1** draws 21 views on the orbit SV3D was trained on. **Depth** is estimated for each and brought to one
+   scale with the cameras.
+3. **Stage 2** draws them again from the same seed with *MIRROR Rectify* on the model.
+4. Compare the rows *before* and *after*, and the tables under *Measure*. The splat is fitted to *after*.
+
+Views too soft? Lower *strength*, or set *end_percent* to 0.8. Too little effect? Preset *custom*, *guidance* 3.
+This workflow was not run with real SV3D weights where it was written, only with random ones of the same layout.
+"""
+
+
+def sampled(graph: Graph, title: str, model: Slot, conditioning, vae: Slot) -> Slot:
+    """Both stages: same seed, same settings."""
+    latent = graph.node(
+        "KSampler", title, model=model, positive=conditioning["positive"], negative=conditioning["negative"],
+        latent_image=conditioning["latent"], seed=0, steps=30, cfg=1.0, sampler_name="euler", scheduler="karras",
+    )["LATENT"]  # fmt: skip
+    return graph.node("VAEDecode", samples=latent, vae=vae)["IMAGE"]
+
+
+def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot) -> None:
+    for place, (title, views) in enumerate(titled.items()):
+        if place:
+            graph.column()
+        metrics = graph.node(
+            "MVConsistencyMetrics", f"Consistency {title}", views=views, cameras=cameras, title=title, held_out=False
+        )  # fmt: skip
+        metrics.shows(PICTURE, 500)
+        graph.node("PreviewAny", f"In numbers, {title}", source=metrics["table"]).shows(330, 400)
+
+
+def mirror_two_stages_demo(graph: Graph) -> None:
+    prefix = "multiview/mirror"
+    with graph.group("Read me", BROWN):
+        graph.note(DEMO_NOTE, (480, 640))
+    with graph.group("Input", BLUE):
+        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
+        toy = graph.node("MVDemoObject", seed=seed, size=128)
+        graph.column()
+        model = graph.node(
+            "MVLoadDemoModel", resolution=128, seed=seed, window=63, kappa=0.02, front_bias=0.1
+        )  # fmt: skip
+        cameras = model["cameras"]
+        conditioning = graph.node(
+            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=128, height=128
+        )
+    with graph.group("Stage 1", BLUE):
+        before = sampled(graph, "Draw the views", model["model"], conditioning, model["vae"])
+    with graph.group("Depth", PURPLE):
+        depth = graph.node("MVDepthEstimate", views=before, cameras=cameras)
+        graph.node("PreviewImage", "The depth", images=depth["preview"]).shows(PICTURE)
+        graph.column()
+        matches = graph.node(
+            "MVCorrespondencePreview", "Which points match", views=before, cameras=cameras, depth=depth["depth"],
+            which="0, 2, 6", points=24, cell=1,
+        )  # fmt: skip
+        matches.shows(WIDE, PICTURE + 200)
+    with graph.group("Stage 2", GREEN):
+        patched = graph.node("MVMirrorRectify", model=model["model"], cameras=cameras, depth=depth["depth"])["model"]
+        after = sampled(graph, "Draw them again, rectified", patched, conditioning, model["vae"])
+    fit = fitted(graph, after, cameras, prefix)
+    graph.row()
+    with graph.group("Look", BROWN):
+        verdicts = {}
+        for title, views in (("before", before), ("after", after)):
+            verdicts[title] = graph.node("MVDemoJudge", f"Which toy is it, {title}?", model=model["model"], views=views)
+            graph.node("PreviewAny", f"The verdict {title}", source=verdicts[title]["report"]).shows(200, 400)
+        graph.column()
+        rows = {"before": before, "after": after, "toy": verdicts["after"]["truth"], "splat": fit["renders"]}
+        contact_sheet(graph, prefix, cameras, 8, rows)
+    with graph.group("Measure", BROWN):
+        measured(graph, {"before": before, "after": after}, cameras)
+
+
+def mirror_two_stages_sv3d(graph: Graph) -> None:
+    prefix = "multiview/mirror_sv3d"
+    with graph.group("Read me", BROWN):
+        graph.note(SV3D_NOTE, (480, 640))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+    with graph.group("Stage 1", BLUE):
+        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
+            elevation=elevation,
+        )["cameras"]  # fmt: skip
+        graph.column()
+        conditioning = graph.node(
+            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
+            clip_vision=loader["CLIP_VISION"],
+        )  # fmt: skip
+        before = sv3d_sampled(graph, loader, conditioning, title="Draw the views")
+    with graph.group("Depth", PURPLE):
+        depth = graph.node(
+            "MVDepthEstimate", views=before, cameras=cameras, model="depth_anything_v2_vits_fp32.safetensors"
+        )
+        graph.node("PreviewImage", "The depth", images=depth["preview"]).shows(PICTURE)
+        graph.node("PreviewAny", "How far the views disagree", source=depth["report"]).shows(160, 400)
+    with graph.group("Stage 2", GREEN):
+        patched = graph.node("MVMirrorRectify", model=loader["MODEL"], cameras=cameras, depth=depth["depth"])["model"]
+        after = sv3d_sampled(graph, loader, conditioning, patched, "Draw them again, rectified")
+    fit = fitted(graph, after, cameras, prefix, iterations=1000, points=5000, max_points=50000)
+    graph.row()
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 7, {"before": before, "after": after, "splat": fit["renders"]})
+    with graph.group("Measure", BROWN):
+        measured(graph, {"before": before, "after": after}, cameras)
