@@ -19,7 +19,13 @@ from PIL import Image
 
 LARGEST_BYTES = 250_000
 # In this order: splat_files_and_cameras loads a file that the first one saves.
-RUNNABLE = ("image_to_splat_demo", "contradicting_views_demo", "splat_files_and_cameras", "harmonyview_demo")
+RUNNABLE = (
+    "image_to_splat_demo",
+    "contradicting_views_demo",
+    "splat_files_and_cameras",
+    "harmonyview_demo",
+    "depth_demo",
+)
 SHOWN = (
     "sv3d_image_to_splat",
     "sv3d_stability_cameras_to_splat",
