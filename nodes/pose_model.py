@@ -46,11 +46,13 @@ class PoseModelConfig(comfy.supported_models_base.BASE):
         self.pose_config = config
 
     def get_model(self, state_dict, prefix="", device=None):
-        return PoseModel(self, device=device)
+        kinds = comfy.model_base.ModelType
+        kind = kinds.EPS if self.pose_config.prediction == "noise" else kinds.V_PREDICTION
+        return PoseModel(self, kind, device=device)
 
 
 class PoseModel(comfy.model_base.BaseModel):
-    """Noise prediction on pixels; the pose comes as the conditioning's pooled output."""
+    """A UNet on pixels; the pose comes as the conditioning's pooled output."""
 
     def extra_conds(self, **kwargs):
         poses = self.model_config.pose_config.poses

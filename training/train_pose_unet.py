@@ -20,6 +20,7 @@ from ..multiview.pose_folder import read_pose_folder
 from ..multiview.pose_unet import (
     FORMAT,
     MEANS,
+    PREDICTIONS,
     STEPS,
     UNET_PREFIX,
     PoseConfig,
@@ -33,8 +34,8 @@ from .schedule import Budget, update_average
 
 
 def predict(unet: nn.Module, x: Tensor, t: Tensor, pose: Tensor, dtype=torch.float32) -> Tensor:
-    """The noise in x (B,3,S,S) = clean + sigma noise at steps t (B,), for pose vectors (B,P), as ComfyUI asks for it:
-    the UNet gets x / sqrt(sigma^2 + 1)."""
+    """What the UNet says of x (B,3,S,S) = clean + sigma noise at steps t (B,), for pose vectors (B,P), asked as ComfyUI
+    asks: with x / sqrt(sigma^2 + 1)."""
     sigma = noise_levels().float().to(x.device)[t].view(-1, 1, 1, 1)
     scaled = x / (sigma.square() + 1).sqrt()
     return unet(scaled.to(dtype), t.float(), context=pose[:, None].to(dtype), y=pose.to(dtype)).float()
@@ -61,15 +62,17 @@ class PoseTraining:
         self.done = 0
 
     def loss(self, unet: nn.Module, generator: torch.Generator) -> Tensor:
-        """Mean squared error of the predicted noise (MIRAGE Eq. 2) on one random batch."""
+        """Mean squared error of the predicted noise (MIRAGE Eq. 2), or v, on one random batch."""
         rows = torch.randint(len(self.pictures), (self.batch,), generator=generator)
         t = torch.randint(STEPS, (self.batch,), generator=generator)
         noise = torch.randn((self.batch, 3, self.config.size, self.config.size), generator=generator).to(self.device)
         keep = (torch.rand(self.batch, 1, generator=generator) >= self.drop).float()
         pose = (pose_vectors(self.labels[rows], self.config.poses) * keep).to(self.device)
         clean = self.pictures[rows.to(self.device)].permute(0, 3, 1, 2).float() / 127.5 - 1
-        x = clean + self.sigmas[t].to(self.device).view(-1, 1, 1, 1) * noise
-        return (predict(unet, x, t.to(self.device), pose, self.dtype) - noise).square().mean()
+        sigma = self.sigmas[t].to(self.device).view(-1, 1, 1, 1)
+        target = noise if self.config.prediction == "noise" else (noise - sigma * clean) / (sigma.square() + 1).sqrt()
+        answer = predict(unet, clean + sigma * noise, t.to(self.device), pose, self.dtype)
+        return (answer - target).square().mean()
 
     def step(self) -> Tensor:
         loss = self.loss(self.unet, self.generator)
@@ -120,6 +123,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--channels", type=int, default=64, help="model_channels, a multiple of 32")
     parser.add_argument("--mult", type=int, nargs="+", default=[1, 2, 4], help="channels of each level")
     parser.add_argument("--res-blocks", type=int, default=2)
+    parser.add_argument("--prediction", choices=PREDICTIONS, default="noise", help="noise as in the paper; v is useful "
+                        "after far fewer steps")  # fmt: skip
     parser.add_argument("--steps", type=int, default=500000, help="updates in all")
     parser.add_argument("--batch", type=int, default=64)
     parser.add_argument("--rate", type=float, default=2e-4)
@@ -136,7 +141,9 @@ def main(argv: list[str]) -> int:
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     try:
         pictures, labels, poses = read_pose_folder(args.folder, args.size)
-        config = PoseConfig(poses, pictures.shape[1], args.channels, tuple(args.mult), args.res_blocks)
+        config = PoseConfig(
+            poses, pictures.shape[1], args.channels, tuple(args.mult), args.res_blocks, prediction=args.prediction
+        )
     except ValueError as error:
         raise SystemExit(str(error)) from None
     training = PoseTraining(
