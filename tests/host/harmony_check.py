@@ -39,6 +39,7 @@ from mvpack.multiview.demo.bank import build_bank  # noqa: E402
 from mvpack.multiview.demo.video_unet import VideoConfig  # noqa: E402
 from mvpack.multiview.harmony import combine  # noqa: E402
 from mvpack.nodes.analytic_model import make_analytic_model  # noqa: E402
+from mvpack.nodes.attention import CrossFrameAttention  # noqa: E402
 from mvpack.nodes.conditioning import ViewConditioning  # noqa: E402
 from mvpack.nodes.harmonyview import HarmonyViewGuider, progress_at  # noqa: E402
 from mvpack.nodes.trained_model import TrainedConfig  # noqa: E402
@@ -110,7 +111,9 @@ def direct(model, positive, x, sigma=SIGMA, **extra):
         ready["c_concat"] = ready["c_concat"] * extra.pop("latent_scale")
     if "zero_embedding" in extra:
         ready["c_crossattn"] = torch.zeros_like(ready["c_crossattn"]) if extra.pop("zero_embedding") else None
-    return model.model.apply_model(x, torch.full((len(x),), sigma), **ready, transformer_options={}, **extra).double()
+    options = {**model.model_options["transformer_options"], "cond_or_uncond": [0], "sigmas": torch.tensor([sigma])}
+    level = torch.full((len(x),), sigma)
+    return model.model.apply_model(x, level, **ready, transformer_options=options, **extra).double()
 
 
 def gap(a, b) -> float:
@@ -235,28 +238,37 @@ def reference_dropped(model, context, x, name="") -> None:
 
 @torch.no_grad()
 def single_image_models(x) -> None:
+    """SD 1.5 and Stable Zero123 behind our cross-frame attention; reference_only by the model without it."""
     found["refusals"] = {}
-
-    def said(name, *given, **changed):
-        try:
-            node(*given, **changed)
-        except ValueError as error:
-            found["refusals"][name] = str(error)
-
-    text = [[random(1, 7, 64, seed=1), {}]], [[random(1, 7, 64, seed=2), {}]]
-    said("no talk", small_unets.sd15(), *text)
     zero123 = small_unets.zero123()
-    zero123.model_options["transformer_options"]["mv_cross_frame"] = {}
-    positive, negative = conditioning(zero123, 772, random(1, 4, SIDE, SIDE, seed=4))
-    for name, quirk in (("zero123", False), ("zero123_zeroed", True)):
-        # Nothing in this model reads mv_views_apart, so reference_only = c and Eq. 7 is CFG with another unconditional.
-        c = direct(zero123, positive, x)
-        extra = {"zero_embedding": True} if quirk else {}
-        views_only = direct(zero123, negative, x, **extra)
-        one, _, seen = watched(zero123)
-        out = denoised(node(one, positive, negative, zero_embedding=quirk), x)
-        found[name] = gap(out, c + 2.0 * (c - views_only))
+    pictures = conditioning(zero123, 772, random(1, 4, SIDE, SIDE, seed=4))
+    prompts = [[random(VIEWS, 7, 64, seed=1), {}]], [[random(1, 7, 64, seed=2), {}]]
+    for name, plain, (positive, negative) in (("sd15", small_unets.sd15(), prompts), ("zero123", zero123, pictures)):
+        try:
+            node(plain, positive, negative)
+        except ValueError as error:
+            found["refusals"][f"{name} alone"] = str(error)
+        model = CrossFrameAttention.execute(plain, "1", "all", 1.0, 0.0, 1.0, 0, "")[0]
+        c, views_only = direct(model, positive, x), direct(model, negative, x)
+        reference_only = direct(plain, positive, x)
+        wanted = c + 2.0 * (c - views_only) + 1.0 * (c - reference_only)
+        one, calls, seen = watched(model)
+        found[f"{name}_branches_differ"] = min(gap(c, views_only), gap(c, reference_only))
+        for mode in ("auto", "split"):
+            found[f"{name}_{mode}"] = gap(denoised(node(one, positive, negative, batching=mode), x), wanted)
         found[f"{name}_patches_see"] = seen[0]
+        changed = x.clone()
+        changed[1] += random(4, SIDE, SIDE, seed=9)
+        denoised(node(one, positive, negative), changed)
+        found[f"{name}_moved_by_reference_view"] = [
+            (calls[-1][place] - calls[0][place]).abs().amax((1, 2, 3)).tolist() for place in (0, 2)
+        ]
+    zeroed = direct(model, negative, x, zero_embedding=True)
+    found["zero123_zeroed"] = gap(
+        denoised(node(model, positive, negative, zero_embedding=True), x),
+        c + 2.0 * (c - zeroed) + 1.0 * (c - reference_only),
+    )
+    found["zeroing_matters"] = gap(zeroed, views_only)
 
 
 @torch.no_grad()

@@ -99,16 +99,28 @@ def test_in_views_only_nothing_of_the_reference_is_left(found, model):
 
 def test_patches_see_known_branches(found):
     """Attention patches of other packs know 0 and 1; ours reads which parts of the batch keep their views apart."""
-    for name in ("patches_see", "trained_patches_see", "zero123_patches_see"):
+    for name in ("patches_see", "trained_patches_see", "sd15_patches_see", "zero123_patches_see"):
         places, apart = found[name]
         assert sorted(places) == [0, 0, 1], name
         assert sum(apart) == 1 and places[apart.index(True)] == 0, name
 
 
+@pytest.mark.parametrize("model", ["sd15", "zero123"])
+def test_views_of_a_single_image_model(found, model):
+    """Behind cross-frame attention; reference_only is the model without it, and there no view moves another."""
+    assert found[f"{model}_branches_differ"] > 0.01
+    assert found[f"{model}_auto"] < 1e-5
+    assert found[f"{model}_split"] < 1e-5
+    everything, reference_only = found[f"{model}_moved_by_reference_view"]
+    assert min(everything) > 1e-3
+    assert [value for view, value in enumerate(reference_only) if view != 1] == [0.0, 0.0, 0.0]
+    assert reference_only[1] > 0.1
+
+
 def test_released_codes_zero_embedding(found):
     """Stable Zero123: zero after the projection, where the host's own negative is the projection's bias."""
-    assert found["zero123"] < 1e-5
     assert found["zero123_zeroed"] < 1e-5
+    assert found["zeroing_matters"] > 1e-3
 
 
 def test_patches_of_guidance_act_on_it(found):
@@ -124,7 +136,8 @@ def test_lora_as_a_hook_counts_where_its_conditioning_does(found):
 
 def test_what_it_refuses(found):
     said = found["refusals"]
-    assert "no view sees another" in said["no talk"] and "MVCrossFrameAttention" in said["no talk"]
+    for name in ("sd15 alone", "zero123 alone"):
+        assert "no view sees another" in said[name] and "MVCrossFrameAttention" in said[name]
     for name in ("no reference", "zero reference"):
         assert "carries no input picture" in said[name]
     assert "branch without it" in said["reference in negative"]
