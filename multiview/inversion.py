@@ -84,8 +84,8 @@ def invert(
     """Carry clean (or partly noisy) views x, any shape, at level sigmas[0] up to level sigmas[-1].
 
     sigmas: rising, at least two; the first may be 0. To stop early, leave the rest out.
-    iterations: of fixed_point; each costs one model call a step, and the first is ddim's step. 2 to 5 are usual,
-        more on few steps or with guidance.
+    iterations: of fixed_point, at most; each costs one model call a step, and the first is ddim's step. 2 to 5 are
+        usual, more on few steps or with guidance. A step ends early where nothing changes any more.
     on_step(step, steps, x) is called after every step and may raise to cancel.
     Model calls a step: 1 (ddim, belm), iterations (fixed_point). The state is kept in float32 or better.
     """
@@ -174,7 +174,10 @@ def _implicit_up(denoised: Denoiser, x: Tensor, low: float, high: float, flow: b
     before: list[tuple[Tensor, Tensor]] = []  # (answer to an earlier guess, how far it lay from that guess)
     for _ in range(rounds):
         answer = x + (high - low) * _slope(guess, denoised(guess, high), high)
-        before = [*before[-MEMORY:], (answer, answer - guess)]
+        residual = answer - guess
+        if float(residual.abs().max()) <= _rounding(x) * float(answer.abs().max()):
+            return answer  # To rounding: another round costs a model call and finds nothing.
+        before = [*before[-MEMORY:], (answer, residual)]
         guess = _accelerated(before)
     return guess
 
@@ -187,8 +190,10 @@ def _accelerated(before: list[tuple[Tensor, Tensor]]) -> Tensor:
         return answer
     products = torch.tensor([[float((r * s).sum()) for _, s in changes] for _, r in changes], dtype=torch.float64)
     wanted = torch.tensor([float((r * residual).sum()) for _, r in changes], dtype=torch.float64)
-    # Pseudo-inverse: where the guesses have stopped moving there is nothing to learn from them.
-    weights = torch.linalg.pinv(products, rtol=1e-10, hermitian=True) @ wanted
+    if not bool(torch.isfinite(products).all()):
+        return answer
+    # Directions in which the guesses have moved by no more than rounding say nothing, hence a pseudo-inverse.
+    weights = torch.linalg.pinv(products, rtol=_rounding(residual), hermitian=True) @ wanted
     for (change, _), weight in zip(changes, weights.tolist(), strict=True):
         answer = answer - weight * change
     return answer
@@ -232,6 +237,11 @@ def _slope(x: Tensor, x0: Tensor, sigma: float) -> Tensor:
 
 def _state(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
+
+
+def _rounding(x: Tensor) -> float:
+    """What sums and products of numbers like these may be off by, relatively."""
+    return 8 * torch.finfo(x.dtype).eps
 
 
 def _report(on_step: OnStep | None, step: int, steps: int, x: Tensor) -> None:

@@ -25,6 +25,9 @@ RUNNABLE = (
     "splat_files_and_cameras",
     "harmonyview_demo",
     "depth_demo",
+    "invert_demo",
+    "measure_consistency",
+    "mirror_two_stages_demo",
 )
 SHOWN = (
     "sv3d_image_to_splat",
@@ -35,6 +38,7 @@ SHOWN = (
     "cluster_poses",
     "mirage_generate",
     "quality_scores",
+    "mirror_two_stages_sv3d",
 )
 
 

@@ -22,6 +22,8 @@ class Alter(io.ComfyNode):
 
     @staticmethod
     def _nan(value):
+        if isinstance(value, dict):
+            return {**value, "samples": value["samples"] * float("nan")}
         out = value.clone()
         out[1, 3, 3] = float("nan")
         return out

@@ -32,8 +32,8 @@ SD3 = {
 VIEWS, SIDE = 4, 16
 # name: the host's description of the model, its sizes, channels of a latent, name of the last layer and its scale
 KINDS = {
-    "eps": ("SD15", UNET, 4, "out.2", 0.03),
-    "v": ("SD20", UNET, 4, "out.2", 0.3),
+    "eps": ("SD15", UNET, 4, "out.2", 0.01),
+    "v": ("SD20", UNET, 4, "out.2", 0.1),
     "flow": ("SD3", SD3, 16, "final_layer.linear", 0.3),
     "edm": ("SV3D_u", VIDEO, 4, "out.2", 0.1),
 }
@@ -56,6 +56,28 @@ class TinyModel(io.ComfyNode):
     @classmethod
     def execute(cls, kind, seed):
         return io.NodeOutput(*make(kind, seed))
+
+
+class LatentGap(io.ComfyNode):
+    """How far latent b lies from a: root mean square and largest difference, both relative to the spread of a."""
+
+    @classmethod
+    def define_schema(cls):
+        return io.Schema(
+            node_id="TestLatentGap",
+            category="test",
+            is_output_node=True,
+            inputs=[io.Latent.Input("a"), io.Latent.Input("b")],
+        )
+
+    @classmethod
+    def execute(cls, a, b):
+        spread = a["samples"].float().std()
+        gap = (a["samples"].cpu().float() - b["samples"].cpu().float()) / spread
+        return io.NodeOutput(ui={"gap": [gap.square().mean().sqrt().item(), gap.abs().max().item(), spread.item()]})
+
+
+NODES = [TinyModel, LatentGap]
 
 
 def make(kind: str, seed: int):
