@@ -72,7 +72,8 @@ class Case:
 
 
 def table(cases: list[Case], begun: bool) -> None:
-    print("| steps | method | model calls | own sampler, dB | Euler, dB | spread of the noise | off the exact noise |")
+    columns = ("model calls, at most", "own sampler, dB", "Euler, dB", "spread of the noise", "off the exact noise")
+    print(f"| steps | method | {' | '.join(columns)} |")
     print("|---|---|---|---|---|---|---|")
     for steps in (10, 20, 50):
         for name, (method, iterations) in METHODS.items():

@@ -3,17 +3,14 @@
     with PYTHONPATH = a ComfyUI folder:  python tests/benchmarks/bench_harmony.py [--rounds 7] [--side 24]
 
 SV3D_p with its temporal layers, reduced to 128 channels and random weights, 6 views, one thread, on the CPU. CFG is the
-host's own guider with two branches in one call; HarmonyView has three in one call. Peak memory is what one step
-allocates above what was there before it, in a process of its own for each case.
+host's own guider with two branches in one call; HarmonyView has three in one call. Peak memory is what one step holds
+above what was there before it (Linux).
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import resource
 import statistics
-import subprocess
 import sys
 import time
 import types
@@ -65,11 +62,20 @@ def guiders(side: int) -> dict:
     return {name: make(case) for name, case in CASES.items()}
 
 
-def peak_of(case: str, side: int) -> float:
-    """MB that a step adds to the resident memory of a new process."""
-    command = [sys.executable, __file__, "--side", str(side), "--peak", case]
-    out = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    return json.loads(out.splitlines()[-1])
+def peak_of(step) -> str:
+    """MB that a step holds at most above what the process held before it; "-" where the system does not tell."""
+    status = Path("/proc/self/status")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
+        before = _kilobytes(status, "VmRSS")
+        step()
+        return f"{(_kilobytes(status, 'VmHWM') - before) / 1024:.0f}"
+    except OSError:
+        return "-"
+
+
+def _kilobytes(status: Path, name: str) -> int:
+    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name + ":"))
 
 
 @torch.no_grad()
@@ -77,15 +83,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--side", type=int, default=24)
-    parser.add_argument("--peak", help=argparse.SUPPRESS)
     given = parser.parse_args()
     torch.set_num_threads(1)
     steps = guiders(given.side)
-    if given.peak:
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        steps[given.peak]()
-        print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
-        return
     seconds: dict[str, list[float]] = {name: [] for name in steps}
     for step in steps.values():
         step()
@@ -100,7 +100,7 @@ def main() -> None:
     print("| case | CPU s a step | of a CFG step | peak memory of a step, MB |\n|---|---|---|---|")
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"| {name} | {median:.3f} | {median / cfg:.2f} | {peak_of(name, given.side):.0f} |")
+        print(f"| {name} | {median:.3f} | {median / cfg:.2f} | {peak_of(steps[name])} |")
 
 
 if __name__ == "__main__":

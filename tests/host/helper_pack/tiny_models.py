@@ -99,6 +99,8 @@ def make(kind: str, seed: int):
                 weight.fill_(float(key.endswith("weight")))
             if key.startswith(last):
                 weight.mul_(scale)
+        for buffer in model.diffusion_model.buffers():  # SD 3's table of positions, which its file would bring.
+            buffer.copy_(torch.randn(buffer.shape, generator=generator))
     patcher = comfy.model_patcher.ModelPatcher(
         model.eval(), load_device=comfy.model_management.get_torch_device(), offload_device=device
     )
