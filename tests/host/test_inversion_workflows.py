@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from cancelling import cancel_midway
 from comfy_host import NodeFailed, PromptRejected, workflow_to_prompt
 from running_workflows import find, pictures, psnr, read, text_of
-from test_cancel import cancel_midway
 
 INVERT = {
     "cfg": 1.0, "method": "fixed_point", "iterations": 3, "steps": 4, "scheduler": "karras", "measure": True,
