@@ -11,6 +11,7 @@ inside: one group for each part of the batch that belongs together (conditional 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -44,29 +45,33 @@ def hard_attention(
     batch, tokens, channels = q.shape
     width, keys = channels // heads, k.shape[1]
     limit = min(q.numel() // 2, CACHED_SCORES) if q.device.type == "cpu" else q.numel() // 2
-    step = max(1, limit // keys)
+    some_heads = min(heads, max(1, limit // (tokens * keys)))
+    step = max(1, limit // (some_heads * keys))
     out = q.new_empty(q.shape) if out is None else out
-    q, k, v, into = (x.unflatten(-1, (heads, width)) for x in (q, k, v, out))
+    # (B, heads, tokens, width)
+    q, k, v, into = (x.unflatten(-1, (heads, width)).transpose(1, 2) for x in (q, k, v, out))
     for item in range(batch):
-        for head in range(heads):
-            turned, values = k[item, :, head].T, v[item, :, head]
+        for head in range(0, heads, some_heads):
+            part = (item, slice(head, head + some_heads))
+            turned = k[part].transpose(1, 2)
             turned = turned.float() if upcast else turned
             for start in range(0, tokens, step):
-                asking = q[item, start : start + step, head]
+                asking = q[part][:, start : start + step]
                 # Scaled as in Eq. 6: the largest stays the largest, and half precision does not overflow.
                 scores = (asking.float() if upcast else asking) * width**-0.5 @ turned
-                into[item, start : start + step, head] = values[_largest(scores)]
+                best = _largest(scores)[..., None].expand(-1, -1, width)
+                into[part][:, start : start + step] = v[part].gather(1, best)
     return out
 
 
 def _largest(scores: Tensor) -> Tensor:
-    """(Q,S) -> (Q,), where each row is largest."""
+    """(H,Q,S) -> (H,Q), where each row is largest."""
     keys = scores.shape[-1]
     if keys < GROUPED_KEYS or keys % GROUPS:
         return scores.argmax(-1)
     grouped = scores.unflatten(-1, (GROUPS, -1))
     column = grouped.amax(-2).argmax(-1)
-    row = grouped.gather(-1, column[:, None, None].expand(-1, GROUPS, 1)).squeeze(-1).argmax(-1)
+    row = grouped.gather(-1, column[..., None, None].expand(-1, -1, GROUPS, 1)).squeeze(-1).argmax(-1)
     return row * grouped.shape[-1] + column
 
 
@@ -79,62 +84,65 @@ def cross_frame(
     attend: Attend,
     fill: Fill | None = None,
     strength: float = 1.0,
-    keep_shape: bool = False,
+    whole: bool = False,
 ) -> Tensor:
     """Eq. 6 for every view but the references, Eq. 5 for these. q, k, v as (B,T,C), B a multiple of `views` -> (B,T,C).
 
     references: the views (0 to views - 1) whose keys and values all others get; those of several are joined.
-    attend computes self-attention (Eq. 5). fill writes what views take from the references, by default with attend.
-    strength: weight of what comes from the references; the rest is the view's own self-attention, at the price of a
-    second attention where it is below 1. 0 is plain self-attention.
-    keep_shape: call attend and fill with whole batches only, for functions that know which row is which view. This
-    repeats the references' keys and values for all; otherwise the queries of neighbouring views are joined and meet
-    one copy of them.
+    attend computes attention (Eq. 5). It is called with the whole batch, in which the references meet their own keys:
+    so their rows are what they are without all this, to the last bit, also where a matrix product rounds differently
+    in a batch of another size. One reference and strength 1 take one call; otherwise a second one computes what all
+    views see by themselves.
+    fill: writes what views take from the references, instead of attend. It gets rows of some views only, and so does
+    attend for the references, unless `whole`: then attend is one that knows which row is which view.
+    strength: weight of what comes from the references; the rest is the view's own attention. 0 is plain attention.
 
-    A reference's rows are what attend gives for its own q, k, v. q may have more rows than k and v where somebody has
-    cut each view's tokens into tiles; tiles of one view must be neighbours. ValueError for a wrong batch or index.
+    q may have more rows than k and v where somebody has cut each view's queries into tiles; keys and values are then
+    cut alike, as the host's attention does it. ValueError for a wrong batch or index.
     """
     check_references(references, views)
     check_batch(k.shape[0], views)
     others = [i for i in range(views) if i not in references]
     if not others or strength == 0:
         return attend(q, k, v)
-
-    def write(q, k, v, out):
-        out.copy_(attend(q, k, v))
-
-    fill, plain = fill or write, fill is None
-    out = q.new_empty(q.shape)
-    # By group and view; a view of the memory, so that writing there writes to out.
-    asking, keys, values, result = (
-        x.reshape(-1, views, x.shape[0] // k.shape[0], *x.shape[1:]) for x in (q, k, v, out)
-    )
-    if keep_shape:
-        shared = [_joined(x[:, list(references)]).repeat_interleave(views, 0) for x in (keys, values)]
-        fill(q, *shared, out)
-        if len(references) == 1 and strength == 1 and plain:
-            return out  # the reference has met its own keys there
-        own = attend(q, k, v).reshape(result.shape)
-        result[:, list(references)] = own[:, list(references)]
-        result[:, others] = torch.lerp(own[:, others], result[:, others], strength)
+    tiles = q.shape[0] // k.shape[0]
+    shape = (-1, views, tiles)
+    asking = q.unflatten(0, shape)
+    keys, values = (x.reshape(q.shape[0], -1, x.shape[-1]).unflatten(0, shape) for x in (k, v))
+    seen = [_shared(x, references) for x in (keys, values)]
+    if fill is None:
+        out = attend(q, *(_rows(x) for x in seen))
+        if len(references) == 1 and strength == 1:
+            return out
+    else:
+        out = q.new_empty(q.shape)
+        for group, some in itertools.product(range(len(asking)), _runs(others)):
+            fill(*(x[group, some].flatten(0, 1) for x in (asking, *seen, out.unflatten(0, shape))))
+    by_view, refs = out.unflatten(0, shape), list(references)
+    if fill is not None and strength == 1 and not whole:
+        own = attend(*(x[:, refs].flatten(0, 2) for x in (asking, keys, values)))
+        by_view[:, refs] = own.unflatten(0, (-1, len(refs), tiles))
         return out
-    for group in range(asking.shape[0]):
-        seen = [_joined(x[group, list(references)][None]) for x in (keys, values)]
-        for some in _runs(references):
-            alone = attend(*(x[group, some].flatten(0, 1) for x in (asking, keys, values)))
-            result[group, some] = alone.view(result[group, some].shape)
-        for some in _runs(others):
-            into = result[group, some]
-            fill(_joined(asking[group, some][None]), *seen, _joined(into[None]))
-            if strength < 1:
-                mine = attend(*(x[group, some].flatten(0, 1) for x in (asking, keys, values)))
-                into.copy_(torch.lerp(mine.view(into.shape), into, strength))
+    own = attend(q, k, v).unflatten(0, shape)
+    by_view[:, refs] = own[:, refs]
+    by_view[:, others] = torch.lerp(own[:, others], by_view[:, others], strength)
     return out
 
 
-def _joined(x: Tensor) -> Tensor:
-    """(groups, some views, tiles, T, C) -> (groups, tokens of all of them, C)."""
-    return x.flatten(1, 3)
+def _shared(x: Tensor, references: Sequence[int]) -> Tensor:
+    """(groups, views, tiles, S, C) -> (groups, views, tiles, R S, C): the references' tokens, the same for every view.
+
+    A view of one copy of them.
+    """
+    joined = x[:, list(references)].movedim(1, 2).flatten(2, 3)
+    return joined[:, None].expand(-1, x.shape[1], -1, -1, -1)
+
+
+def _rows(x: Tensor) -> Tensor:
+    """(groups, views, tiles, S, C) -> (B,S,C). Only on a CPU still the one copy: not every kernel of a graphics card
+    takes tensors whose rows lie on each other."""
+    rows = x.flatten(0, 2)
+    return rows if rows.device.type == "cpu" else rows.contiguous()
 
 
 def _runs(index: Sequence[int]) -> list[slice]:
@@ -149,18 +157,18 @@ def _runs(index: Sequence[int]) -> list[slice]:
 
 
 def in_parts(
-    apart: Sequence[bool], tensors: Sequence[Tensor], talking: Attend, attend: Attend, keep_shape: bool
+    apart: Sequence[bool], tensors: Sequence[Tensor], talking: Attend, attend: Attend, whole: bool
 ) -> Tensor:
     """`attend` for the parts of a batch that are apart, `talking` for the others; both as in cross_frame.
 
-    apart: one entry for each part, in the order in which the parts lie in the batch. keep_shape as in cross_frame.
+    apart: one entry for each part, in the order in which the parts lie in the batch. whole as in cross_frame.
     """
     if not any(apart):
         return talking(*tensors)
     if all(apart):
         return attend(*tensors)
     parts = list(zip(*(x.chunk(len(apart)) for x in tensors), strict=True))
-    if keep_shape:
+    if whole:
         own, taken = (f(*tensors).chunk(len(apart)) for f in (attend, talking))
         return torch.cat([own[i] if alone else taken[i] for i, alone in enumerate(apart)])
     return torch.cat([(attend if alone else talking)(*part) for part, alone in zip(parts, apart, strict=True)])

@@ -41,8 +41,8 @@ class CrossFrameAttention(io.ComfyNode):
                                "or the trained demo model. LoRAs may come before or after."),
                 io.String.Input("reference_views", default="0",
                                 tooltip="The view that all others look at, counted from 0. Several, separated by "
-                                "commas: all others look at all of them, which costs as many times the attention. A "
-                                "reference view itself comes out as it would alone."),
+                                "commas: all others look at all of them; attention then costs as many times as "
+                                "much, and once more. A reference view comes out as it would without this node."),
                 io.Combo.Input("blocks", options=list(CHOICES), default="middle and decoder",
                                tooltip="Which self-attention layers look at the reference. The paper takes the middle "
                                "and the decoder and found no effect of the encoder. 'listed': those named below."),
