@@ -70,7 +70,7 @@ def test_reader_is_told_what_it_does(path):
     assert note.startswith("## ")
     named = re.findall(r"\*([a-z0-9]+(?:_[a-z0-9]+){2,})\*", note)
     assert [name for name in named if not (ROOT / "workflows" / f"{name}.json").exists()] == []
-    assert "{" not in note
+    assert "{" not in re.sub(r"`[^`]*`", "", note), "a placeholder was left unfilled"
 
 
 # --- the builder ------------------------------------------------------------------------------------------------------
