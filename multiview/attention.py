@@ -94,7 +94,7 @@ def cross_frame(
     in a batch of another size. One reference and strength 1 take one call; otherwise a second one computes what all
     views see by themselves.
     fill: writes what views take from the references, instead of attend. It gets rows of some views only, and so does
-    attend for the references, unless `whole`: then attend is one that knows which row is which view.
+    attend for the references then, unless `whole`: that is for an attend that knows which row is which view.
     strength: weight of what comes from the references; the rest is the view's own attention. 0 is plain attention.
 
     q may have more rows than k and v where somebody has cut each view's queries into tiles; keys and values are then
@@ -116,15 +116,16 @@ def cross_frame(
             return out
     else:
         out = q.new_empty(q.shape)
-        for group, some in itertools.product(range(len(asking)), _runs(others)):
-            fill(*(x[group, some].flatten(0, 1) for x in (asking, *seen, out.unflatten(0, shape))))
-    by_view, refs = out.unflatten(0, shape), list(references)
-    if fill is not None and strength == 1 and not whole:
-        own = attend(*(x[:, refs].flatten(0, 2) for x in (asking, keys, values)))
-        by_view[:, refs] = own.unflatten(0, (-1, len(refs), tiles))
-        return out
-    own = attend(q, k, v).unflatten(0, shape)
-    by_view[:, refs] = own[:, refs]
+        groups, into = range(len(asking)), out.unflatten(0, shape)
+        for group, some in itertools.product(groups, _runs(others)):
+            fill(*(_joined(x[group, some]) for x in (asking, *seen, into)))
+        if strength == 1 and not whole:
+            for group, some in itertools.product(groups, _runs(references)):
+                own = attend(*(_joined(x[group, some]) for x in (asking, keys, values)))
+                _joined(into[group, some]).copy_(own)
+            return out
+    by_view, own = out.unflatten(0, shape), attend(q, k, v).unflatten(0, shape)
+    by_view[:, list(references)] = own[:, list(references)]
     by_view[:, others] = torch.lerp(own[:, others], by_view[:, others], strength)
     return out
 
@@ -132,17 +133,23 @@ def cross_frame(
 def _shared(x: Tensor, references: Sequence[int]) -> Tensor:
     """(groups, views, tiles, S, C) -> (groups, views, tiles, R S, C): the references' tokens, the same for every view.
 
-    A view of one copy of them.
+    All views have the same memory; that of x, if there is one reference.
     """
-    joined = x[:, list(references)].movedim(1, 2).flatten(2, 3)
+    one = len(references) == 1
+    joined = x[:, references[0]] if one else x[:, list(references)].movedim(1, 2).flatten(2, 3)
     return joined[:, None].expand(-1, x.shape[1], -1, -1, -1)
 
 
 def _rows(x: Tensor) -> Tensor:
     """(groups, views, tiles, S, C) -> (B,S,C). Only on a CPU still the one copy: not every kernel of a graphics card
     takes tensors whose rows lie on each other."""
-    rows = x.flatten(0, 2)
+    rows = _joined(x[0]) if x.shape[0] == 1 else x.flatten(0, 2)
     return rows if rows.device.type == "cpu" else rows.contiguous()
+
+
+def _joined(x: Tensor) -> Tensor:
+    """(views, tiles, S, C) -> (rows, S, C), of the same memory if there is one tile."""
+    return x.squeeze(1) if x.shape[1] == 1 else x.flatten(0, 1)
 
 
 def _runs(index: Sequence[int]) -> list[slice]:
