@@ -151,7 +151,8 @@ class FlowError(io.ComfyNode):
 
     @classmethod
     def execute(cls, views, truth, weights: str, iterations: int) -> io.NodeOutput:
-        network = host.place_network(load_raft(raft_path(weights)))
+        # Small (20 MB) and only right in float32, so it needs no place made for it.
+        network = load_raft(raft_path(weights)).to(host.device())
         progress = host.Progress(len(views))
         found = flow_error(network, views, truth, iterations, progress.step)
         lines = [

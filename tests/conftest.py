@@ -122,6 +122,7 @@ MODEL_FOLDERS = {
     ("ControlNetLoader", "control_net_name"): "models/controlnet",
     ("CLIPVisionLoader", "clip_name"): "models/clip_vision",
     ("CLIPLoader", "clip_name"): "models/text_encoders",
+    ("MVDepthEstimate", "model"): "models/depthanything",
     ("MVPoseClusters", "dinov2"): "models/dinov2",
     ("MVLoadPoseModel", "file"): "models/multiview/pose",
     ("MVFlowError", "weights"): "models/raft",
@@ -146,7 +147,8 @@ def placeholder_files(host):
         for node in prompt.values():
             for (kind, name), folder in MODEL_FOLDERS.items():
                 value = node["inputs"].get(name)
-                if node["class_type"] == kind and isinstance(value, str):
+                # A name without an ending is built in ("demo depth net").
+                if node["class_type"] == kind and isinstance(value, str) and "." in value:
                     # "name [output]": a file that an earlier run saved.
                     name_only, mark = value.removesuffix(" [output]"), value.endswith(" [output]")
                     path = host.base / ("output" if mark else folder) / name_only

@@ -31,7 +31,8 @@ def clustered(host, object_info):
         if node["class_type"] == "MVDemoObject":
             node["inputs"]["size"] = 64
     prompt[find(prompt, "MVPoseClusters")]["inputs"]["network_size"] = 56
-    watch(prompt, "labels", [find(prompt, "MVPoseClusters"), 1], "PreviewAny")
+    source = [find(prompt, "MVPoseClusters"), 1]
+    prompt["labels"] = {"class_type": "PreviewAny", "inputs": {"source": source}, "_meta": {"title": "labels"}}
     watch(prompt, "crops", [find(prompt, "MVPoseClusters"), 2])
     yield prompt, host.run(prompt, timeout=900)
     shutil.rmtree(folder)

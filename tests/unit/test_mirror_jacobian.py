@@ -10,6 +10,7 @@ from mvpack.multiview.demo.analytic import AnalyticModel, AnalyticOptions
 from mvpack.multiview.demo.bank import Bank
 from mvpack.multiview.mirror import MirrorOptions, loss, rectify
 from mvpack.multiview.mirror_jacobian import ordinary, ordinary_weights, through_network
+from torch.nn.functional import conv2d
 
 FOUR = orbit([0, 30, 60, 90], 10.0, 1.5, 49.13)
 
@@ -28,12 +29,13 @@ class Network(torch.nn.Module):
     def __init__(self):
         super().__init__()
         g = torch.Generator().manual_seed(3)
-        self.layers = torch.nn.Sequential(
-            torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.Tanh(), torch.nn.Conv2d(8, 3, 3, padding=1)
-        )
-        for p in self.layers.parameters():
-            p.data = torch.randn(p.shape, generator=g) * 0.3
+        shapes = ((8, 3, 3, 3), (8,), (3, 8, 3, 3), (3,))
+        self.weights = torch.nn.ParameterList(torch.randn(shape, generator=g) * 0.3 for shape in shapes)
         self.requires_grad_(False)
+
+    def layers(self, x):
+        first, first_bias, second, second_bias = self.weights
+        return conv2d(conv2d(x, first, first_bias, padding=1).tanh(), second, second_bias, padding=1)
 
     def forward(self, x, sigma):
         scale = (sigma**2 + 1) ** 0.5
@@ -106,7 +108,7 @@ def test_weights_from_inference_mode_are_used_where_they_are_and_given_back():
     with torch.inference_mode():
         network = Network()
         x = seeded(4, 3, 12, 12)
-        weight = network.layers[0].weight
+        weight = network.weights[0]
         assert weight.is_inference() and x.is_inference()
         with pytest.raises(RuntimeError, match="[Ii]nference"):
             through_network(lambda v: network(v, 1.0), x, x)
