@@ -113,10 +113,10 @@ def test_weights_from_inference_mode_are_used_where_they_are_and_given_back():
         with pytest.raises(RuntimeError, match="[Ii]nference"):
             through_network(lambda v: network(v, 1.0), x, x)
         with ordinary_weights(network):
-            inner = network.layers[0].weight
+            inner = network.weights[0]
             assert not inner.is_inference() and inner.data_ptr() == weight.data_ptr()
             _, product = through_network(lambda v: network(v, 1.0), x, x)
-        assert network.layers[0].weight is weight
+        assert network.weights[0] is weight
     plain = Network()
     expected = through_network(lambda v: plain(v, 1.0), seeded(4, 3, 12, 12), seeded(4, 3, 12, 12))[1]
     assert torch.equal(product, expected)
