@@ -338,7 +338,8 @@ NAMES = (
          "Hard-Attention Guidance."),
         ({"w": node("ContextWindowsManual", model=["m", 0], context_length=2, context_overlap=1,
                     context_schedule="standard_static", context_stride=1, closed_loop=False, fuse_method="pyramid",
-                    dim=0),
+                    dim=0, freenoise=False, cond_retain_index_list="", split_conds_to_windows=False,
+                    latent_retain_index_list="", causal_window_fix=True),  # the last five: newer hosts only
           "c": cross_frame(("w", 0))},
          "Context windows would cut views from their reference view; take the context windows off the model."),
     ],
