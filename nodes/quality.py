@@ -86,8 +86,8 @@ def picture_embedding(clip_vision, images):
 def text_embedding(clip, prompt: str):
     """CLIP's projected embedding (1,D) float32. ValueError for a text encoder that is no CLIP or lacks the projection.
 
-    ComfyUI does not say when a file had no projection: its layer is then left as it was made, or skipped (checkpoints
-    of SD 1.5). Cosines with pictures would mean nothing.
+    ComfyUI loads the projection but leaves it out for SD 1.5, so it is applied here. It does not say when a file had
+    none: the layer is then left as it was made, and cosines with pictures would mean nothing.
     """
     encoders = [m for m in clip.cond_stage_model.modules() if hasattr(getattr(m, "transformer", None), "text_model")]
     if len(encoders) != 1:
@@ -96,19 +96,21 @@ def text_embedding(clip, prompt: str):
             "CLIP ViT-L/14 with Load CLIP."
         )
     layer = getattr(encoders[0].transformer, "text_projection", None)
-    if layer is None or not encoders[0].return_projected_pooled or not _is_projection(layer.weight.detach().float()):
+    matrix = None if layer is None else layer.weight.detach().float().cpu()
+    if matrix is None or not _is_projection(matrix):
         raise ValueError(
             "This CLIP lacks the projection into the space it shares with pictures, as those of SD checkpoints do; "
             "load a complete CLIP ViT-L/14 (openai/clip-vit-large-patch14's model.safetensors) with Load CLIP."
         )
-    return clip.encode_from_tokens(clip.tokenize(prompt), return_pooled=True)[1].float().cpu()
+    _, pooled = clip.encode_from_tokens(clip.tokenize(prompt), return_pooled="unprojected")
+    return pooled.float().cpu() @ matrix.T
 
 
 def _is_projection(weight) -> bool:
     """Whether a matrix may have been trained: CLIP's entries have a spread of about 0.03; memory that was never filled
     has zeros or any numbers, and some packs fill in the identity."""
     spread = float(weight.std())
-    identity = torch.equal(weight, torch.eye(*weight.shape, device=weight.device))
+    identity = torch.equal(weight, torch.eye(*weight.shape))
     return 1e-3 < spread < 1 and bool(weight.any(dim=1).all()) and not identity
 
 

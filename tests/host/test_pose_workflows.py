@@ -67,7 +67,7 @@ def test_clusters_are_labelled_shown_and_saved(host, clustered):
     (folder,) = (host.base / "output" / "multiview").glob("category_*_poses")
     assert json.loads((folder / "labels.json").read_text()) == told
     with Image.open(folder / "00030.png") as saved:
-        assert np.abs(np.asarray(saved) / 255 - crops[30]).max() < 0.003
+        assert np.abs(np.asarray(saved) / 255 - crops[30]).max() < 1.5 / 255
     sheet = pictures(host, result, find(prompt, "SaveImage", "Save the sheet"))
     assert sheet.std() > 0.1
 
@@ -79,7 +79,7 @@ def test_trained_on_that_folder_all_poses_come_from_one_picture(host, object_inf
     prompt[find(prompt, "PrimitiveInt", "Its pose")]["inputs"]["value"] = 2
     watch(prompt, "scaled", [find(prompt, "ImageScale"), 0])
     result = host.run(prompt, timeout=900)
-    views = pictures(host, result, find(prompt, "SaveImage"))
+    views = pictures(host, result, find(prompt, "SaveImage", "Save the views"))
     assert views.shape == (6, SIDE, SIDE, 3)
     scaled = pictures(host, result, "scaled")
     assert scaled.std() > 0.05
