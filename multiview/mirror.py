@@ -66,6 +66,7 @@ def rectify(
     iterations: int = 1,
     guidance: float = 1.0,
     views_at_once: int = 8,
+    taps: Taps | None = None,
 ) -> Tensor:
     """Clean predictions, each view pulled toward its neighbours by the fraction eta.
 
@@ -75,7 +76,8 @@ def rectify(
     iterations: repeat the pull, so that agreement spreads further along the orbit than to the next view.
     guidance: how far to go along the way the pulls have moved a view; 1 = there, more = beyond, which outweighs what
         the view's own noise still says for its own version (as classifier-free guidance overshoots).
-    views_at_once: fewer take less memory. Cells without a match keep their exact value.
+    views_at_once: fewer take less memory. taps: what lay_out gives for the same matches and options, to save its time.
+    Cells without a match keep their exact value.
     """
     if iterations < 1:
         raise ValueError(f"The number of iterations must be at least 1, got {iterations}.")
@@ -90,7 +92,7 @@ def rectify(
     groups = as_views(x0, matches)
     matches = matches.to(x0.device)
     pull = strength.to(x0.device).clamp(0, 1).expand(n)
-    repeat = _repeated_pull(matches, pull, options, iterations, views_at_once)
+    repeat = _repeated_pull(matches, pull, options, iterations, views_at_once, taps)
     out = []
     for views in groups:
         start = views.float()
@@ -101,11 +103,18 @@ def rectify(
     return result.movedim(1, 2) if x0.ndim == 5 else result.flatten(0, 1)
 
 
-def _repeated_pull(matches, pull: Tensor, options: MirrorOptions, iterations: int, views_at_once: int):
+def lay_out(matches: Correspondence, options: MirrorOptions = MirrorOptions()) -> Taps | None:
+    """What rectify can prepare once for many calls, on the matches' device; None where nothing can be."""
+    if options.block != 1 or options.nearest:
+        return None
+    weights = _neighbour_weights(options.neighbour_weights, matches.neighbours.shape[1])
+    return Taps(matches, weights.to(matches.uv.device), options.skip_background)
+
+
+def _repeated_pull(matches, pull: Tensor, options: MirrorOptions, iterations: int, views_at_once: int, taps):
     """A function from views (N,C,H,W) float32 to pulled ones; cells without a match keep their value exactly."""
-    if options.block == 1 and not options.nearest:
-        omega = _neighbour_weights(options.neighbour_weights, matches.neighbours.shape[1]).to(pull.device)
-        taps = Taps(matches, omega, options.skip_background)
+    taps = taps or lay_out(matches, options)
+    if taps is not None:
         return lambda views: taps.pull(views, pull, iterations)
 
     def repeat(views: Tensor) -> Tensor:

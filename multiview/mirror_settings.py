@@ -17,8 +17,9 @@ from .cameras import Cameras
 from .checks import check_view_count
 from .correspondence import Correspondence, track
 from .depth import DepthMaps
-from .mirror import MirrorOptions, rectify
+from .mirror import MirrorOptions, lay_out, rectify
 from .mirror_schedule import paper_eta, window_eta
+from .mirror_taps import Taps
 
 WINDOW = "window"
 SCHEDULES = (WINDOW, "eq31", "eq32")
@@ -43,7 +44,7 @@ class Pull:
     end: float = 0.3
     softness: float = 0.7
     iterations: int = 2
-    guidance: float = 2.0
+    guidance: float = 3.0
     options: MirrorOptions = field(default_factory=lambda: MirrorOptions(block=1))
     neighbours: int = 2
     falloff: float = 1.0
@@ -82,11 +83,19 @@ class Pull:
         """Neighbours in steps along the orbit, for correspondence.track."""
         return tuple(o for o in range(-self.neighbours, self.neighbours + 1) if o)
 
-    def apply(self, x0: Tensor, matches: Correspondence, eta: float | Tensor) -> Tensor:
-        """mirror.rectify with these settings; matches must have been made for these offsets."""
+    def apply(self, x0: Tensor, matches: Correspondence, eta: float | Tensor, taps: Taps | None = None) -> Tensor:
+        """mirror.rectify with these settings; matches must have been made for these offsets. taps: see lay_out."""
+        how = {"iterations": self.iterations, "guidance": self.guidance, "taps": taps}
+        return rectify(x0, matches, eta, self._fusion, **how)
+
+    def lay_out(self, matches: Correspondence) -> Taps | None:
+        """What repeated calls of apply with the same matches can share."""
+        return lay_out(matches, self._fusion)
+
+    @property
+    def _fusion(self) -> MirrorOptions:
         weights = tuple(self.falloff ** (abs(o) - 1) for o in self.offsets)
-        options = replace(self.options, neighbour_weights=weights)
-        return rectify(x0, matches, eta, options, iterations=self.iterations, guidance=self.guidance)
+        return replace(self.options, neighbour_weights=weights)
 
 
 @dataclass(frozen=True)
@@ -162,7 +171,7 @@ def _confidence_at_cells(depth: DepthMaps, size: tuple[int, int]) -> Tensor:
     return torch.where(count > 0, total / count.clamp_min(1e-6), torch.ones_like(count))
 
 
-# The best row of the tables (docs/mirror_notes.md).
+# The best row of the tables (docs/mirror.md).
 DEFAULT = Pull()
 PRESETS = {
     "default": DEFAULT,

@@ -87,7 +87,7 @@ class AnalyticNetwork(torch.nn.Module):
 
     @staticmethod
     def _reference(x: Tensor) -> Tensor | None:
-        reference = x[0, 3:6].float()
+        reference = x[0, 3:6].detach().float()
         return reference if bool(reference.any()) else None
 
     @staticmethod

@@ -15,8 +15,8 @@ from ..multiview.mirror_settings import CUSTOM, PRESETS, Matching, Pull, match_v
 from .host import CamerasType, DepthType, advanced, schema
 from .mirror_patch import WINDOWS, MirrorPatch, When
 
-# Depth and masks are checked at this size before the sampling starts.
-TRIAL = (8, 8)
+# Depth, masks and matches are checked at this size before the sampling starts.
+TRIAL = (32, 32)
 
 
 def shared_inputs() -> list:
@@ -139,7 +139,12 @@ class MirrorRectify(io.ComfyNode):
             neighbours=neighbours, falloff=falloff,
         )  # fmt: skip
         matching = Matching(correspondence, occlusion, depth_error)
-        match_views(cameras, TRIAL, depth, mask, pull.offsets, matching)
+        if not bool(match_views(cameras, TRIAL, depth, mask, pull.offsets, matching).valid.any()):
+            raise ValueError(
+                "Not one point of these views is found in a neighbouring view, so there is nothing to pull toward; "
+                "look at the matches with Preview Correspondence, and check that depth, masks and cameras belong to "
+                "the same views."
+            )
         handler = model.model_options.get("context_handler")
         if handler is not None and getattr(handler, "context_length", len(cameras)) < len(cameras):
             raise ValueError(WINDOWS)

@@ -24,6 +24,7 @@ from ..multiview.mirror import as_views
 from ..multiview.mirror_jacobian import ordinary, ordinary_weights, through_network
 from ..multiview.mirror_schedule import noise_ratio
 from ..multiview.mirror_settings import Matching, Pull, match_views
+from ..multiview.mirror_taps import Taps
 
 POST_CFG = "sampler_post_cfg_function"
 # Latent sizes whose matches are kept: one run uses one.
@@ -61,29 +62,31 @@ class MirrorPatch:
         self.share = torch.ones(len(cameras))
         if pin_input and cameras.input_view is not None:
             self.share[cameras.input_view] = 0.0
-        self._matches: dict[tuple, Correspondence] = {}
+        self._matches: dict[tuple, tuple[Correspondence, Taps | None]] = {}
         self._lock = threading.Lock()
 
     def __deepcopy__(self, _memo) -> MirrorPatch:
         """Hosts copy a model's options with every clone; these share cameras, depth and matches."""
         return self
 
-    def matches(self, size: tuple[int, int], device: torch.device) -> Correspondence:
+    def matches(self, size: tuple[int, int], device: torch.device) -> tuple[Correspondence, Taps | None]:
+        """The matches for latents of a size, and what the pulls share."""
         with self._lock:
             key = (tuple(size), str(device))
             if key not in self._matches:
                 while len(self._matches) >= KEPT_SIZES:
                     self._matches.pop(next(iter(self._matches)))
-                self._matches[key] = match_views(
+                matches = match_views(
                     self.cameras, size, self.depth, self.masks, self.pull.offsets, self.matching, device
                 )
+                self._matches[key] = matches, self.pull.lay_out(matches)
             return self._matches[key]
 
     def __call__(self, args: dict) -> Tensor:
         denoised = args["denoised"]
         refuse_windows(args)
         sampling, sigma = args["model"].model_sampling, float(args["sigma"].max())
-        matches = self.matches(tuple(denoised.shape[-2:]), denoised.device)
+        matches, taps = self.matches(tuple(denoised.shape[-2:]), denoised.device)
         # Models of video that draw single pictures keep a time axis of one.
         single = denoised.ndim == 5 and denoised.shape[2] == 1
         views = denoised[:, :, 0] if single else denoised
@@ -91,7 +94,7 @@ class MirrorPatch:
         eta = self.eta(sampling, sigma, args["model_options"])
         if eta <= 0:
             return denoised
-        pulled = self.pull.apply(views, matches, eta * self.share)
+        pulled = self.pull.apply(views, matches, eta * self.share, taps)
         pulled = pulled.view_as(denoised)
         return through_model(self, args, pulled) if self.jacobian else pulled
 

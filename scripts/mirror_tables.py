@@ -25,7 +25,7 @@ from multiview.inversion import invert
 from multiview.mirror import MirrorOptions
 from multiview.mirror_settings import PRESETS, Matching, Pull
 from multiview.statistics import bootstrap, paired_bootstrap
-from scripts.mirror_cases import MEASURES, SIGMAS, Case, Cases
+from scripts.mirror_cases import MEASURES, SIGMAS, STEPS, Case, Cases
 
 DEFAULT, EQ31, EQ32 = PRESETS["default"], PRESETS["paper Eq. 31"], PRESETS["paper Eq. 32"]
 EXACT = Matching()
@@ -50,6 +50,12 @@ def inverted(method: str, pull: Pull | None = DEFAULT, matching: Matching = EXAC
         return case.sample(case.pull(pull, matching, case.estimated) if pull else None, start)
 
     return run
+
+
+def shared_start(case: Case) -> torch.Tensor:
+    """As the example workflows: the first third of the steps is stage 1's."""
+    pull = case.pull(DEFAULT, EXACT, case.estimated)
+    return case.sample(lambda x0, step, sigma: x0 if step < STEPS // 3 else pull(x0, step, sigma))
 
 
 def third_stage(case: Case) -> torch.Tensor:
@@ -105,14 +111,17 @@ ROWS: dict[str, Row] = {
     "3 neighbours a side": rectified(replace(DEFAULT, neighbours=3)),
     "input view pinned": rectified(pinned=True),
     "2 pulls, guidance 1": rectified(replace(DEFAULT, guidance=1.0)),
-    "2 pulls, guidance 2 (default)": rectified(),
-    "2 pulls, guidance 3": rectified(replace(DEFAULT, guidance=3.0)),
-    "4 pulls, guidance 2": rectified(replace(DEFAULT, iterations=4)),
+    "2 pulls, guidance 2": rectified(replace(DEFAULT, guidance=2.0)),
+    "2 pulls, guidance 3 (default)": rectified(),
+    "2 pulls, guidance 4": rectified(replace(DEFAULT, guidance=4.0)),
+    "4 pulls, guidance 2": rectified(replace(DEFAULT, iterations=4, guidance=2.0)),
     "1 pull, guidance 1": rectified(replace(DEFAULT, iterations=1, guidance=1.0)),
-    "1 pull, guidance 2": rectified(replace(DEFAULT, iterations=1)),
-    "16 pulls, guidance 2": rectified(replace(DEFAULT, iterations=16)),
+    "1 pull, guidance 2": rectified(replace(DEFAULT, iterations=1, guidance=2.0)),
+    "1 pull, guidance 4": rectified(replace(DEFAULT, iterations=1, guidance=4.0)),
+    "16 pulls, guidance 2": rectified(replace(DEFAULT, iterations=16, guidance=2.0)),
     "down to S = 1": rectified(replace(DEFAULT, end=1.0)),
     "down to S = 0.1": rectified(replace(DEFAULT, end=0.1)),
+    "first third of the steps shared with stage 1": shared_start,
 }
 # Rows that are the same run under another name.
 SAME = {
@@ -121,7 +130,7 @@ SAME = {
     "perspective (default)": MIRROR,
     "cached noise (default)": MIRROR,
     "2 neighbours a side (default)": MIRROR,
-    "2 pulls, guidance 2 (default)": MIRROR,
+    "2 pulls, guidance 3 (default)": MIRROR,
     "perspective, true depth": "true depth",
     "ddim": "two stages, MIRROR, DDIM inversion",
 }
@@ -169,7 +178,13 @@ TABLES: dict[str, list[str]] = {
         "Eq. 4, true depth",
         "same pixel, true depth",
     ],
-    "inversion": ["cached noise (default)", "ddim", "fixed point, 3 iterations", "belm"],
+    "inversion": [
+        "cached noise (default)",
+        "ddim",
+        "fixed point, 3 iterations",
+        "belm",
+        "first third of the steps shared with stage 1",
+    ],
     "neighbours": [
         "1 neighbour a side",
         "2 neighbours a side (default)",
@@ -179,9 +194,11 @@ TABLES: dict[str, list[str]] = {
     "schedule": [
         "1 pull, guidance 1",
         "1 pull, guidance 2",
+        "1 pull, guidance 4",
         "2 pulls, guidance 1",
-        "2 pulls, guidance 2 (default)",
-        "2 pulls, guidance 3",
+        "2 pulls, guidance 2",
+        "2 pulls, guidance 3 (default)",
+        "2 pulls, guidance 4",
         "4 pulls, guidance 2",
         "16 pulls, guidance 2",
         "down to S = 1",

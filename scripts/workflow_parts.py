@@ -68,16 +68,15 @@ def white_background(graph: Graph) -> Slot:
     )["IMAGE"]  # fmt: skip
 
 
-def sv3d_sampled(graph: Graph, loader, conditioning, model: Slot | None = None, title: str = "Make the views") -> Slot:
-    """Decoded views. SV3D's own guidance runs from 1 at the input view to 2.5 behind it and back.
+def sv3d_guided(graph: Graph, model: Slot) -> Slot:
+    """SV3D's own guidance, which runs from 1 at the input view to the sampler's value behind it and back."""
+    return graph.node("VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=model, min_cfg=1.0)["MODEL"]
 
-    model: the loader's, changed by another node.
-    """
-    guided = graph.node(
-        "VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=model or loader["MODEL"], min_cfg=1.0
-    )
+
+def sv3d_sampled(graph: Graph, loader, conditioning, model: Slot | None = None, title: str = "Make the views") -> Slot:
+    """Decoded views. model: the loader's, changed by another node."""
     sampled = graph.node(
-        "KSampler", title, model=guided["MODEL"], positive=conditioning["positive"],
+        "KSampler", title, model=sv3d_guided(graph, model or loader["MODEL"]), positive=conditioning["positive"],
         negative=conditioning["negative"], latent_image=conditioning["latent"], seed=0, steps=30, cfg=2.5,
         sampler_name="euler", scheduler="karras",
     )  # fmt: skip

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PICTURE, WIDE, contact_sheet, fitted, sv3d_sampled, white_background
+from workflow_parts import BLUE, BROWN, GREEN, PICTURE, WIDE, contact_sheet, fitted, sv3d_guided, white_background
 
 PURPLE = "#6b4f8f"
 DEMO_NOTE = """
@@ -15,8 +15,9 @@ Press **Run**. It needs no download and no graphics card: a few minutes on two C
    changes from view to view, and now and then a second face appears.
 2. **Depth** of these views, and with it: which points of neighbouring views are the same point of the toy. *Which
    points match* draws them.
-3. **Stage 2**: *MIRROR Rectify* patches the model; the second KSampler starts from **the same seed** and draws the
-   views again. At every step each view is pulled toward what its neighbours show of the same point.
+3. **Stage 2**: *MIRROR Rectify* patches the model, and the views are drawn again from **the same noise**. At every
+   step each view is pulled toward what its neighbours show of the same point. The first 10 of the 30 steps decide
+   nothing yet, so both stages share them: three samplers, and two thirds more work instead of twice as much.
 4. **Look** at the rows *before* and *after*, and **measure**: *agreement* is the share of views that show the same
    toy (1 = all).
 
@@ -35,7 +36,8 @@ SV3D_NOTE = """
 1. Choose your picture: **one object, centred, filling about two thirds of the frame**, and its *elevation*.
 2. **Stage 1** draws 21 views on the orbit SV3D was trained on. **Depth** is estimated for each and brought to one
    scale with the cameras.
-3. **Stage 2** draws them again from the same seed with *MIRROR Rectify* on the model.
+3. **Stage 2** draws them again from the same noise with *MIRROR Rectify* on the model. Both stages share the first
+   10 of 30 steps, which saves a third of the time. If you change *steps*, change it in all three samplers.
 4. Compare the rows *before* and *after*, and the tables under *Measure*. The splat is fitted to *after*.
 
 Views too soft? Lower *strength*, or set *end_percent* to 0.8. Too little effect? Preset *custom*, *guidance* 3.
@@ -43,13 +45,32 @@ This workflow was not run with real SV3D weights where it was written, only with
 """
 
 
-def sampled(graph: Graph, title: str, model: Slot, conditioning, vae: Slot) -> Slot:
-    """Both stages: same seed, same settings."""
-    latent = graph.node(
-        "KSampler", title, model=model, positive=conditioning["positive"], negative=conditioning["negative"],
-        latent_image=conditioning["latent"], seed=0, steps=30, cfg=1.0, sampler_name="euler", scheduler="karras",
-    )["LATENT"]  # fmt: skip
-    return graph.node("VAEDecode", samples=latent, vae=vae)["IMAGE"]
+STEPS, SHARED = 30, 10
+
+
+class TwoStages:
+    """Both stages: the same noise and settings, and the first steps, where nothing is decided yet, done only once."""
+
+    def __init__(self, graph: Graph, conditioning, vae: Slot, cfg: float):
+        self.graph, self.vae = graph, vae
+        self.settings = {
+            "positive": conditioning["positive"], "negative": conditioning["negative"], "noise_seed": 0,
+            "steps": STEPS, "cfg": cfg, "sampler_name": "euler", "scheduler": "karras",
+        }  # fmt: skip
+        self.latent = conditioning["latent"]
+
+    def begin(self, model: Slot) -> None:
+        self.latent = self.graph.node(
+            "KSamplerAdvanced", "The first steps, for both", model=model, latent_image=self.latent, start_at_step=0,
+            end_at_step=SHARED, return_with_leftover_noise="enable", **self.settings,
+        )["LATENT"]  # fmt: skip
+
+    def finish(self, title: str, model: Slot) -> Slot:
+        drawn = self.graph.node(
+            "KSamplerAdvanced", title, model=model, latent_image=self.latent, add_noise="disable",
+            start_at_step=SHARED, end_at_step=10000, return_with_leftover_noise="disable", **self.settings,
+        )["LATENT"]  # fmt: skip
+        return self.graph.node("VAEDecode", samples=drawn, vae=self.vae)["IMAGE"]
 
 
 def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot) -> None:
@@ -79,7 +100,10 @@ def mirror_two_stages_demo(graph: Graph) -> None:
             "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=128, height=128
         )
     with graph.group("Stage 1", BLUE):
-        before = sampled(graph, "Draw the views", model["model"], conditioning, model["vae"])
+        stages = TwoStages(graph, conditioning, model["vae"], cfg=1.0)
+        stages.begin(model["model"])
+        graph.column()
+        before = stages.finish("Draw the views", model["model"])
     with graph.group("Depth", PURPLE):
         depth = graph.node("MVDepthEstimate", views=before, cameras=cameras)
         graph.node("PreviewImage", "The depth", images=depth["preview"]).shows(PICTURE)
@@ -91,7 +115,7 @@ def mirror_two_stages_demo(graph: Graph) -> None:
         matches.shows(WIDE, PICTURE + 200)
     with graph.group("Stage 2", GREEN):
         patched = graph.node("MVMirrorRectify", model=model["model"], cameras=cameras, depth=depth["depth"])["model"]
-        after = sampled(graph, "Draw them again, rectified", patched, conditioning, model["vae"])
+        after = stages.finish("Draw them again, rectified", patched)
     fit = fitted(graph, after, cameras, prefix)
     graph.row()
     with graph.group("Look", BROWN):
@@ -124,7 +148,11 @@ def mirror_two_stages_sv3d(graph: Graph) -> None:
             "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
             clip_vision=loader["CLIP_VISION"],
         )  # fmt: skip
-        before = sv3d_sampled(graph, loader, conditioning, title="Draw the views")
+        plain = sv3d_guided(graph, loader["MODEL"])
+        stages = TwoStages(graph, conditioning, loader["VAE"], cfg=2.5)
+        stages.begin(plain)
+        graph.column()
+        before = stages.finish("Draw the views", plain)
     with graph.group("Depth", PURPLE):
         depth = graph.node(
             "MVDepthEstimate", views=before, cameras=cameras, model="depth_anything_v2_vits_fp32.safetensors"
@@ -133,7 +161,7 @@ def mirror_two_stages_sv3d(graph: Graph) -> None:
         graph.node("PreviewAny", "How far the views disagree", source=depth["report"]).shows(160, 400)
     with graph.group("Stage 2", GREEN):
         patched = graph.node("MVMirrorRectify", model=loader["MODEL"], cameras=cameras, depth=depth["depth"])["model"]
-        after = sv3d_sampled(graph, loader, conditioning, patched, "Draw them again, rectified")
+        after = stages.finish("Draw them again, rectified", sv3d_guided(graph, patched))
     fit = fitted(graph, after, cameras, prefix, iterations=1000, points=5000, max_points=50000)
     graph.row()
     with graph.group("Look", BROWN):

@@ -88,6 +88,8 @@ def reduced(prompt: dict) -> dict:
                 node["inputs"]["views"] = 4 if turntable else FRAMES
         if node["class_type"] == "PrimitiveInt":
             node["inputs"]["value"] = FRAMES
+        if node["class_type"] == "KSamplerAdvanced":  # one step shared, then one at noise where MIRROR pulls
+            node["inputs"] |= {"steps": 3} | {k: 1 for k in ("start_at_step", "end_at_step") if node["inputs"][k] == 10}
     return prompt
 
 

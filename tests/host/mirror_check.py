@@ -284,6 +284,8 @@ def refusals(demo: Demo) -> None:
     said("depth zero", lambda: node(model, depth=changed_depth(torch.zeros_like)))
     said("depth constant", lambda: node(model, depth=constant))
     said("depth negative", lambda: node(model, depth=changed_depth(torch.neg)))
+    lone = changed_depth(lambda d: torch.where(spot, 1.2, torch.zeros_like(d)))
+    said("no matches", lambda: node(model, depth=lone))
     said("mask background", lambda: node(model, mask=torch.zeros(VIEWS, 8, 8)))
     said("mask count", lambda: node(model, mask=torch.ones(2, 8, 8)))
     said("window", lambda: node(model, **{**PLAIN, "start_noise": 1.0, "end_noise": 2.0}))

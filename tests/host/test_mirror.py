@@ -95,6 +95,7 @@ WORDS = {
     "depth zero": "0 everywhere",
     "depth constant": "1.5 everywhere",
     "depth negative": "negative",
+    "no matches": "nothing to pull toward",
     "mask background": "no object",
     "mask count": "2 masks .* 6 views",
     "window": "more noise than it ends",

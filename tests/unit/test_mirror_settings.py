@@ -40,7 +40,11 @@ def test_further_neighbours_weigh_less(toy):
     x0 = torch.randn(16, 4, *SIZE, generator=torch.Generator().manual_seed(0))
     matches = match_views(CAMERAS, SIZE, maps(toy), None, pull.offsets, Matching())
     options = MirrorOptions(block=1, neighbour_weights=(0.25, 1.0, 1.0, 0.25))
-    assert torch.equal(pull.apply(x0, matches, 0.5), rectify(x0, matches, 0.5, options, iterations=2))
+    expected = rectify(x0, matches, 0.5, options, iterations=2)
+    assert not torch.equal(expected, x0)
+    assert torch.equal(pull.apply(x0, matches, 0.5), expected)
+    assert torch.equal(pull.apply(x0, matches, 0.5, pull.lay_out(matches)), expected)
+    assert Pull(options=MirrorOptions()).lay_out(matches) is None  # blocks depend on the views
 
 
 def test_settings_without_meaning_are_refused():
