@@ -60,8 +60,9 @@ def test_sizes_of_the_published_unet():
     assert len(set(to_comfy(state))) == len(state)  # no two names fall together
 
 
-@pytest.mark.slow  # imports ComfyUI and diffusers: 20 CPU-seconds
-def test_both_networks_give_the_same_output(tmp_path, repo):
+@pytest.fixture(scope="module")
+def found(tmp_path_factory, repo):
+    """ouroboros_check.py, once for all: ComfyUI's networks need a process of their own."""
     network = diffusers_unet()
     generator = torch.Generator().manual_seed(1)
     sample = torch.randn(1, 5, 8, 16, 16, generator=generator)
@@ -70,13 +71,36 @@ def test_both_networks_give_the_same_output(tmp_path, repo):
     with torch.no_grad():
         out = network(sample, time, context, ids, return_dict=False)[0]
     data = {"data.sample": sample, "data.context": context, "data.time": time, "data.ids": ids, "data.out": out}
-    path = tmp_path / "unet.safetensors"
+    path = tmp_path_factory.mktemp("unet") / "unet.safetensors"
     save_file({k: v.contiguous() for k, v in (network.state_dict() | data).items()}, path)
     environment = {**os.environ, "PYTHONPATH": str(find_comfyui()), "OMP_NUM_THREADS": "1"}
     script = Path(__file__).with_name("ouroboros_check.py")
     run = subprocess.run([sys.executable, str(script), str(repo), str(path)], env=environment, capture_output=True,
                          text=True)  # fmt: skip
     assert run.returncode == 0, run.stdout + run.stderr
-    found = json.loads(run.stdout.split("FOUND ")[1])
+    return json.loads(run.stdout.split("FOUND ")[1])
+
+
+@pytest.mark.slow  # imports ComfyUI and diffusers: 20 CPU-seconds
+def test_both_networks_give_the_same_output(found):
     assert not found["missing"] and not found["extra"]
     assert found["off"] < 1e-4 < 0.1 < found["size"], found
+
+
+@pytest.mark.slow  # needs the same
+def test_injector_that_starts_at_zero_is_the_unpatched_model(found):
+    """Bit for bit, through ComfyUI's sampler with CFG; one with random weights changes the views."""
+    assert found["zero_start_is_unpatched"] and found["injector_changes"] > 0.01
+
+
+@pytest.mark.slow  # needs the same
+def test_features_are_added_where_the_released_network_adds_them(found):
+    """Against a run of ComfyUI's blocks one by one; both halves of CFG get them; without a map both are black."""
+    assert found["by_hand_off"] < 1e-4 < 0.01 < found["fed_maps_matter"], found
+    assert found["halves_off"] < 1e-4 and found["nothing_fed_is_black"] and found["maps_of_the_node"]
+    assert found["loaded_with_the_model"]
+
+
+@pytest.mark.slow  # needs the same
+def test_bad_input_is_refused(found):
+    assert found["refusals"] == [""] * 4
