@@ -41,7 +41,7 @@ def test_canonical_map_is_the_raycast_surface(surface):
     near = -F.max_pool2d(-truth.depth[:, None], 3, 1, 1)[:, 0]
     inside = solid & (F.max_pool2d(truth.depth[:, None], 3, 1, 1)[:, 0] - near < 0.08)
     off = (found - (truth.coords + 0.5)).norm(dim=-1)
-    assert float(inside.sum()) > 1500 and float(off[solid].median()) < 0.015
+    assert float(inside.sum()) > 1000 and float(off[solid].median()) < 0.015
     # A pixel is 0.022 wide at the toy's distance.
     assert float(off[inside].mean()) < 0.015 and float(off[inside].quantile(0.95)) < 0.03
     assert float((found.flip(2) - (truth.coords + 0.5)).norm(dim=-1)[inside].mean()) > 0.1
