@@ -2,7 +2,7 @@
 
 The splat is drawn by many cameras around it, above and below included. Every voxel of a grid collects, from the views
 that see it, how far it lies before (+) or behind (-) the drawn surface (a truncated signed distance, Curless and Levoy
-1996); where a view sees nothing the voxel is outside, and what no view sees is inside. Marching cubes (scikit-image,
+1996); where a view sees nothing the voxel is outside, what hardly any view sees is inside. Marching cubes (scikit-image,
 Lewiner's variant) then gives the surface, and the views that see a vertex give its colour.
 
 All in the world frame of cameras.py (x right, y down, z forward); mesh_files.py turns it for files.
@@ -28,7 +28,12 @@ RINGS = ((90.0, 1), (60.0, 6), (30.0, 10), (0.0, 12), (-30.0, 10), (-60.0, 6), (
 DISTANCE = 3.0  # of the cameras, in radii of the box
 OPAQUE = 0.1  # Gaussians fainter than this do not count for the box
 COVERED = 0.5  # coverage above which a pixel shows the surface
-TRUNCATION = 3.0  # voxels before and behind the surface that a view has a say in
+# How far before and behind the surface a view has a say: in voxels, and at least as a share of the box, because
+# the depth of a splat is noisy on the scale of its Gaussians, however fine the voxels.
+TRUNCATION, TRUNCATION_SHARE = 3.0, 0.07
+# A voxel that fewer of the views see is inside: a few views that look through a gap must not dig tunnels.
+SEEN_SHARE = 0.2
+SOLID = 3  # each Gaussian is drawn as opaque as this many on top of each other, so that less shines through
 VOXELS_AT_ONCE = 1 << 20
 BYTES_PER_VOXEL = 40  # measured peak of fusion, labelling and marching cubes
 SMALLEST, LARGEST = 16, 512
@@ -91,17 +96,17 @@ def splat_to_mesh(
     grid = _make_grid(low, high, resolution)
     _check_memory(grid, memory_bytes)
     around = _all_around((low + high) / 2, float((high - low).norm()) / 2)
+    solid = replace(gaussians, opacities=1 - (1 - gaussians.opacities) ** SOLID)
     looks = []
     total = len(around) + (0 if cameras is None else len(cameras))
     for group in [around] if cameras is None else [around, cameras]:
         for i in range(len(group)):
-            looks.append(_look(gaussians, group.subset([i]), resolution))
+            looks.append(_look(solid, group.subset([i]), resolution))
             on_step(len(looks), total, looks[-1].color)
     volume = _fuse(grid, looks)
     if masks is not None:
         _cut(volume, grid, masks, cameras)
-    solid = _closed(volume.cpu().numpy(), largest_only)
-    vertices, faces = _surface(solid, grid)
+    vertices, faces = _surface(_closed(volume.cpu().numpy(), largest_only), grid)
     colors = _paint(vertices, faces, looks, grid.voxel, gaussians)
     return Mesh(vertices.cpu(), faces.cpu(), colors.clamp(0, 1).cpu())
 
@@ -210,7 +215,8 @@ def _slabs(grid: _Grid):
 
 def _fuse(grid: _Grid, looks: list[_Look]) -> Tensor:
     """(X,Y,Z) mean truncated signed distance: -1 deep inside .. 1 outside."""
-    truncation = TRUNCATION * grid.voxel
+    truncation = max(TRUNCATION * grid.voxel, TRUNCATION_SHARE * grid.voxel * max(grid.shape))
+    enough = SEEN_SHARE * len(looks)
     volume = torch.empty(grid.shape, device=grid.low.device)
     for piece, x, y, z in _slabs(grid):
         summed, weight = torch.zeros_like(volume[piece]), torch.zeros_like(volume[piece])
@@ -223,7 +229,7 @@ def _fuse(grid: _Grid, looks: list[_Look]) -> Tensor:
             seen = inside & (distance > -1)
             summed += torch.where(seen, distance, 0.0)
             weight += seen
-        volume[piece] = torch.where(weight > 0, summed / weight.clamp_min(1), -1.0)
+        volume[piece] = torch.where(weight >= enough, summed / weight.clamp_min(1), -1.0)
     if not bool((volume < 0).any()):
         raise ValueError("The splat is transparent from every side; fit it longer, or with weight_mask above 0.")
     return volume

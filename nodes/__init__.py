@@ -13,10 +13,13 @@ from . import (
     harmonyview,
     inversion,
     measure,
+    mesh,
     mirror,
     pose_model,
     quality,
+    splat_files,
     splats,
+    turntable,
     view_prompts,
 )
 from .host import has_depth_anything_3
@@ -25,8 +28,10 @@ from .host import has_depth_anything_3
 class MultiViewExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         nodes = [*cameras.NODES, *demo.NODES, *conditioning.NODES, *harmonyview.NODES, *inversion.NODES]
-        nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES, *measure.NODES]
+        nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES]
+        nodes += [*splat_files.NODES, *measure.NODES]
         nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES]
+        nodes += [*mesh.NODES, *turntable.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
         return nodes

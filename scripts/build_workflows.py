@@ -33,6 +33,7 @@ from workflows_consistency import measure_consistency
 from workflows_depth import depth_demo
 from workflows_harmony import harmonyview_demo, harmonyview_sv3d
 from workflows_inversion import invert_demo
+from workflows_mesh import views_to_mesh
 from workflows_mirror import mirror_two_stages_demo, mirror_two_stages_sv3d
 from workflows_poses import cluster_poses, mirage_generate, quality_scores
 
@@ -258,6 +259,7 @@ DESCRIPTIONS = [
     sv3d_image_to_splat,
     sv3d_stability_cameras_to_splat,
     splat_files_and_cameras,
+    views_to_mesh,
     depth_demo,
     invert_demo,
     mirror_two_stages_demo,
