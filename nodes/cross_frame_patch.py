@@ -148,7 +148,7 @@ def check_step(executor, x, timestep, model_options=None, seed=None):
         for conds in guider.conds.values():
             for one in conds or []:
                 prompts = one.get(PROMPTS, views)
-                if prompts != views:
+                if prompts not in (views, x.shape[0]):
                     raise ValueError(
                         f"There are prompts for {prompts} views but {views} views in the latent; connect the count of "
                         "View Prompts to the batch size of the empty latent."

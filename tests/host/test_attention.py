@@ -2,7 +2,9 @@
 architectures (helper_pack/tiny_unets.py). What every layer gives is compared with sums written out in float64."""
 
 import pytest
+import torch
 from comfy_host import NodeFailed
+from safetensors.torch import save_file
 
 MIDDLE, DECODER = {"middle_block.1"}, {f"output_blocks.{i}.1" for i in range(3, 12)}
 ENCODER = {f"input_blocks.{i}.1" for i in (1, 2, 4, 5, 7, 8)}
@@ -30,13 +32,13 @@ def hard(gamma, model=("c", 0), start=0.0, end=1.0):
     return node("MVHardAttentionGuidance", model=list(model), gamma=gamma, start_percent=start, end_percent=end)
 
 
-def probe(model="c", positive=("m", 1), negative=("m", 2), **values):
+def probe(model="c", positive=("m", 1), negative=("m", 2), latent=("m", 3), **values):
     settings = {
         "steps": 1, "cfg": 3.0, "split": False, "references": "0", "views": 3, "explain": True, "strength": 1.0,
         "factor": "",
     }  # fmt: skip
     return node(
-        "TestProbeSampling", model=[model, 0], positive=list(positive), negative=list(negative), latent=["m", 3],
+        "TestProbeSampling", model=[model, 0], positive=list(positive), negative=list(negative), latent=list(latent),
         **(settings | values),
     )  # fmt: skip
 
@@ -295,6 +297,66 @@ def test_hypertile_and_perturbed_attention_of_core(host):
     assert outputs["untiled"]["report"][0]["largest"] > 0
 
 
+@pytest.fixture
+def lora(host):
+    """A LoRA that changes the keys of two decoder layers, where the host looks for it."""
+    generator = torch.Generator().manual_seed(4)
+    names = [f"diffusion_model.output_blocks.{i}.1.transformer_blocks.0.attn1.to_k.diff" for i in (3, 4)]
+    path = host.base / "models" / "loras" / "tiny.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file({name: torch.randn(128, 128, generator=generator) * 0.3 for name in names}, path)
+    yield path.name
+    path.unlink()
+
+
+def test_a_lora_counts_before_and_after(host, lora):
+    """The layers it changes still attend to the reference, whose latents are those of the LoRA alone."""
+
+    def load(model):
+        return node("LoraLoaderModelOnly", model=[model, 0], lora_name=lora, strength_model=1.0)
+
+    prompt = {
+        **tiny(side=16), "l": load("m"), "c": cross_frame(("l", 0)), "after": load("plainly"), "plainly": cross_frame(),
+        "p": probe(), "p2": probe("after", explain=False), "alone": probe("l", explain=False),
+        "without": probe("plainly", explain=False),
+        "a": node("TestCompareRows", a=["p", 0], b=["p2", 0]), "b": node("TestCompareRows", a=["p", 0], b=["alone", 0]),
+        "d": node("TestCompareRows", a=["p", 0], b=["without", 0]),
+    }  # fmt: skip
+    outputs = host.run(prompt).outputs
+    check_run(outputs["p"]["report"][0], MIDDLE | DECODER)
+    assert outputs["a"]["report"][0]["equal"] == [True] * 3
+    assert outputs["b"]["report"][0]["equal"] == [True, False, False]
+    assert outputs["d"]["report"][0]["equal"] == [False] * 3, "the LoRA does nothing"
+
+
+def test_together_with_mirrors_pull(host):
+    """In either order. Pinned, MIRROR leaves view 0 as it is, and so does cross-frame attention: bit for bit."""
+
+    def pull(model):
+        return node(
+            "MVMirrorRectify", model=[model, 0], cameras=["orbit", 0], preset="custom", strength=1.0,
+            correspondence="identity", start_percent=0.0, end_percent=1.0, pin_input=True, occlusion=True,
+            depth_error=0.02, jacobian=False, eta=0.5, start_noise=0.0, end_noise=0.0, softness=0.0, iterations=1,
+            guidance=1.0, block=1, positive=0.5, negative="image", temperature=1.0, neighbours=1, falloff=1.0,
+        )  # fmt: skip
+
+    prompt = {
+        **tiny(side=16),
+        "orbit": node("MVOrbitCameras", preset="demo", views=3, preset_elevation=True, elevation=0.0, start_azimuth=0.0,
+                      span=360.0, radius=1.5, fov=49.13, aspect=1.0),
+        "c": cross_frame(), "first": pull("c"), "pulled": pull("m"), "second": cross_frame(("pulled", 0)),
+        "plain": probe("m", explain=False), "crossed": probe(explain=False), "p": probe("first"),
+        "p2": probe("second", explain=False),
+        "a": node("TestCompareRows", a=["p", 0], b=["p2", 0]), "b": node("TestCompareRows", a=["p", 0], b=["plain", 0]),
+        "d": node("TestCompareRows", a=["p", 0], b=["crossed", 0]),
+    }  # fmt: skip
+    outputs = host.run(prompt).outputs
+    check_run(outputs["p"]["report"][0], MIDDLE | DECODER)
+    assert outputs["a"]["report"][0]["equal"] == [True] * 3
+    for key in "bd":
+        assert outputs[key]["report"][0]["equal"] == [True, False, False], key
+
+
 def test_views_kept_apart_in_one_part_only(host):
     """What the HarmonyView guider asks for."""
     prompt = {**tiny(side=16), "c": cross_frame(), "k": node("TestKeepApart", model=["c", 0]), "p": probe("k")}
@@ -324,6 +386,9 @@ NAMES = (
         ({"c": cross_frame(views=2)},
          "The batch of 3 pictures cannot be divided into sets of 2 views; give the latent one entry for each view, or "
          "correct the number of views."),
+        ({"four": tiny(views=4)["m"], "p": probe(latent=("four", 3), explain=False)},
+         "There are prompts for 3 views but 4 views in the latent; connect the count of View Prompts to the batch size "
+         "of the empty latent."),
         ({"c": cross_frame(blocks="listed", listed_blocks="output 2")},
          f"'output 2' is no self-attention of this model; it has {NAMES}"),
         ({"c": cross_frame(blocks="listed", listed_blocks="output 3.1")},

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from cancelling import cancel_midway
 from comfy_host import NodeFailed
 
 GUIDER = {
@@ -203,3 +204,10 @@ def test_in_a_graph(host):
 def test_bad_input_in_a_graph(host):
     assert "carries no input picture" in said(host, positive=("v", 1))
     assert "must start before it ends" in said(host, start_percent=0.7, end_percent=0.2)
+
+
+def test_cancel_while_it_guides(host):
+    prompt = guided()
+    prompt["s"]["inputs"]["steps"] = 500
+    last = cancel_midway(host, prompt, "k")
+    assert last.value < last.maximum / 4

@@ -88,8 +88,9 @@ class TinyUNet(io.ComfyNode):
             positive, negative = positive[:1], torch.zeros_like(negative)
             angles = {"azimuth": [360.0 * i / views for i in range(views)], "elevation": [10.0] * views}
             extra = {"concat_latent_image": torch.randn(1, 4, side, side, generator=generator), **angles}
+        told = {} if len(positive) == 1 else {"mv_view_prompts": views}  # as View Prompts says it
         latent = {"samples": torch.zeros(views, 4, side, side)}
-        return io.NodeOutput(model, [[positive, extra]], [[negative, extra]], latent)
+        return io.NodeOutput(model, [[positive, extra | told]], [[negative, extra]], latent)
 
 
 class Probe:
