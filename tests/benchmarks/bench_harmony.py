@@ -3,13 +3,14 @@
     with PYTHONPATH = a ComfyUI folder:  python tests/benchmarks/bench_harmony.py [--rounds 7] [--side 24]
 
 SV3D_p with its temporal layers, reduced to 128 channels and random weights, 6 views, one thread, on the CPU. CFG is the
-host's own guider with two branches in one call; HarmonyView has three in one call. Peak memory is what one step holds
-above what was there before it (Linux).
+host's own guider with two branches in one call; HarmonyView has three in one call. Peak memory is what torch holds at
+most in one step above what was there before it.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 import sys
 import time
@@ -62,20 +63,13 @@ def guiders(side: int) -> dict:
     return {name: make(case) for name, case in CASES.items()}
 
 
-def peak_of(step) -> str:
-    """MB that a step holds at most above what the process held before it; "-" where the system does not tell."""
-    status = Path("/proc/self/status")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # forget the highest value so far
-        before = _kilobytes(status, "VmRSS")
+def peak_of(step) -> float:
+    """MiB that a step holds at most above what was there before it, from torch's own record of its allocations."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         step()
-        return f"{(_kilobytes(status, 'VmHWM') - before) / 1024:.0f}"
-    except OSError:
-        return "-"
-
-
-def _kilobytes(status: Path, name: str) -> int:
-    return next(int(line.split()[1]) for line in status.read_text().splitlines() if line.startswith(name + ":"))
+    events = [e for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"]
+    changes = [e.nbytes() for e in sorted(events, key=lambda e: e.start_ns())]
+    return max(itertools.accumulate(changes)) / 2**20
 
 
 @torch.no_grad()
@@ -97,10 +91,10 @@ def main() -> None:
             seconds[name].append(time.process_time() - start)
     cfg = statistics.median(seconds["CFG 3"])
     print(f"{VIEWS} views of {given.side} x {given.side} latents, median of {given.rounds} rounds")
-    print("| case | CPU s a step | of a CFG step | peak memory of a step, MB |\n|---|---|---|---|")
+    print("| case | CPU s a step | of a CFG step | peak MiB |\n|---|---|---|---|")
     for name, values in seconds.items():
         median = statistics.median(values)
-        print(f"| {name} | {median:.3f} | {median / cfg:.2f} | {peak_of(steps[name])} |")
+        print(f"| {name} | {median:.3f} | {median / cfg:.2f} | {peak_of(steps[name]):.0f} |")
 
 
 if __name__ == "__main__":
