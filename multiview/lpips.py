@@ -8,7 +8,7 @@ Nothing is ever downloaded: find_weights looks through folders, and without both
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,8 +85,9 @@ class LpipsFiles:
     heads: Path
 
 
-def find_weights(folders: Iterable[str | Path]) -> LpipsFiles | None:
-    """The first complete pair of backbone and heads in the folders (not their subfolders), alex before vgg; or None.
+def find_weights(folders: Iterable[str | Path], kinds: Sequence[str] = tuple(STACKS)) -> LpipsFiles | None:
+    """The first complete pair of backbone and heads in the folders (not their subfolders), of the first of `kinds` that
+    is there; or None.
 
     Files named after alex, vgg or lpips are told by what they hold: backbones by torchvision's keys
     ("features.0.weight"), heads by the published ones ("lin0.model.1.weight"). Unreadable ones are passed over.
@@ -97,7 +98,7 @@ def find_weights(folders: Iterable[str | Path]) -> LpipsFiles | None:
             state = _read(path)
             backbones.setdefault(_backbone_kind(state), path)
             heads.setdefault(_heads_kind(state), path)
-    for kind in STACKS:
+    for kind in kinds:
         if kind in backbones and kind in heads:
             return LpipsFiles(kind, backbones[kind], heads[kind])
     return None
@@ -124,7 +125,8 @@ def load_lpips(files: LpipsFiles, operations=nn) -> Lpips:
 
 
 def _unit(features: Tensor) -> Tensor:
-    return features / (features.square().sum(1, keepdim=True).sqrt() + 1e-10)
+    # The floor only keeps the gradient of the root finite where every channel is 0.
+    return features / (features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt() + 1e-10)
 
 
 def _places(kind: str) -> list[int]:

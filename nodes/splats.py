@@ -1,30 +1,43 @@
-"""Nodes that fit, render, save and load Gaussian splats."""
+"""The node that fits a Gaussian splat to views."""
 
 from __future__ import annotations
 
-import os
+import logging
+from dataclasses import replace
 
 import comfy.model_management
-import folder_paths
 import torch
 from comfy_api.latest import io
 
 from ..multiview.cameras import Cameras
-from ..multiview.checks import check_size
-from ..multiview.depth import DepthMaps
 from ..multiview.draw import curves, from_pil, to_pil
-from ..multiview.splats.fit import FitConfig, fit
+from ..multiview.splats.camera_search import find_cameras
+from ..multiview.splats.fit import FitResult, fit
+from ..multiview.splats.fit_config import IM3D_FIT, LOSSES, STRATEGIES, FitConfig
 from ..multiview.splats.init import METHODS
 from ..multiview.splats.losses import psnr
-from ..multiview.splats.ply import load_ply, save_ply
-from ..multiview.splats.render import render_coordinates, render_gaussians
+from ..multiview.splats.memory import memory_advice
+from ..multiview.splats.views import parse_colour, parse_view_weights
 from . import host
 from .host import BACKGROUNDS, CamerasType, DepthType, SplatType, advanced, schema
+from .lpips_weights import FILES, lpips_network
+from .splat_files import CATEGORY, render_views
 
-CATEGORY = "multiview/splat"
-# Working memory of a fit, a generous guess, so that big models make room first.
-FIT_MEMORY_BYTES = 2 << 30
+# Working memory of a fit, a generous guess, so that big models make room first; LPIPS keeps features of the views.
+FIT_MEMORY_BYTES, LPIPS_MEMORY_BYTES = 2 << 30, 2 << 30
 PREVIEWS = 30
+CUSTOM, PAPER = "custom", "IM-3D paper"
+PRESETS = (CUSTOM, PAPER)
+REFINE = {
+    "off": (),
+    "elevation": ("elevation",),
+    "elevation and azimuths": ("elevation", "azimuths"),
+    "elevation, azimuths and field of view": ("elevation", "azimuths", "fov"),
+}
+MEMORY_ADVICE = (
+    "lower max_points, the size of the views or sh_degree, or choose losses without LPIPS; other models were unloaded, "
+    "and you can run again at once."
+)
 
 
 class GaussianReconstruct(io.ComfyNode):
@@ -37,7 +50,7 @@ class GaussianReconstruct(io.ComfyNode):
             category=CATEGORY,
             description="Fits 3D Gaussians to views of one object by gradient descent. Uses gsplat on an NVIDIA card "
             "where it is installed, otherwise a rasteriser in plain torch that runs everywhere.",
-            search_aliases=["3dgs", "gaussian splatting", "reconstruct", "im-3d"],
+            search_aliases=["3dgs", "gaussian splatting", "reconstruct", "im-3d", "mcmc", "elevation"],
             inputs=[
                 io.Image.Input("images", tooltip="The views, one for each camera and in the same order. An alpha "
                                "channel is used as the mask."),
@@ -49,7 +62,7 @@ class GaussianReconstruct(io.ComfyNode):
                 io.Combo.Input("start", options=list(METHODS), default=default.init,
                                tooltip="Where the Gaussians start. hull: on the visual hull of the masks (best when "
                                "they are good); sphere: anywhere in the scene; center: a small ball at the centre, as "
-                               "in IM-3D."),
+                               "in IM-3D; depth: on the surface that depth shows."),
                 io.Combo.Input("background", options=["auto", *BACKGROUNDS], default="auto",
                                tooltip="Colour behind the object in the views. auto measures it at the borders."),
                 advanced(io.Int.Input, "points", default=default.points, min=10, max=500000,
@@ -70,182 +83,146 @@ class GaussianReconstruct(io.ComfyNode):
                               "alpha, or estimated from the background colour. LoadImage's mask is the inverse."),
                 SplatType.Input("start_from", optional=True,
                                 tooltip="A splat to go on from instead of starting anew."),
+                # Saved workflows know the inputs above by their order: new ones go to the end, and are optional.
+                DepthType.Input("depth", optional=True,
+                                tooltip="Depth of the views, for the start \"depth\", and only for it."),
+                io.Combo.Input("preset", options=list(PRESETS), default=CUSTOM, optional=True,
+                               tooltip="custom: the settings of this node. IM-3D paper: 1,200 iterations from 5,000 "
+                               "points at the centre, growing every 50 steps, with the losses of IM-3D; needs a "
+                               "graphics card. A preset overrides those settings."),
+                io.Combo.Input("losses", options=[CUSTOM, *LOSSES], default=CUSTOM, optional=True,
+                               tooltip="How a render is compared with its view. custom: the weights of this node. "
+                               "IM-3D: LPIPS, MS-SSIM and mask, which forgives views that contradict each other; needs "
+                               "LPIPS weights in models/lpips. IM-3D without LPIPS: MS-SSIM in its place. L2: plain "
+                               "squared difference."),
+                io.Combo.Input("refine_cameras", options=list(REFINE), default="off", optional=True,
+                               tooltip="Correct the cameras from the views: for views whose elevation nobody told you, "
+                               "and for models whose steps are uneven. The result is the output cameras."),
+                advanced(io.Boolean.Input, "search_elevation", default=True, optional=True,
+                         tooltip="Before refining, try elevations from -30 to 60 degrees with short fits. Off: the "
+                         "given elevation is right to about 10 degrees."),
+                advanced(io.String.Input, "view_weights", default="", optional=True,
+                         tooltip="How much each view counts: numbers between commas, one for each view. Empty: all "
+                         "the same. 0 leaves a view out."),
+                advanced(io.Float.Input, "weight_l2", default=default.w_l2, min=0.0, max=100.0, step=0.05,
+                         optional=True, tooltip="Weight of the squared colour difference."),
+                advanced(io.Float.Input, "weight_lpips", default=default.w_lpips, min=0.0, max=100.0, step=0.05,
+                         optional=True, tooltip="Weight of the perceptual difference LPIPS. IM-3D uses 10."),
+                advanced(io.Combo.Input, "lpips_net", options=list(FILES), default="vgg", optional=True,
+                         tooltip="Network of LPIPS: vgg as in IM-3D, alex is several times faster."),
+                advanced(io.Combo.Input, "strategy", options=list(STRATEGIES), default=default.strategy, optional=True,
+                         tooltip="How Gaussians grow. default: split and prune by gradient. mcmc: move faint ones onto "
+                         "opaque ones, with noise. none: keep the number."),
+                advanced(io.Int.Input, "densify_every", default=default.densify_every, min=0, max=10000, optional=True,
+                         tooltip="Steps between growing and pruning. 0 = never."),
+                advanced(io.Boolean.Input, "antialiased", default=False, optional=True,
+                         tooltip="Draw small Gaussians without making them brighter (Mip-Splatting). Render the splat "
+                         "with antialiased as well: a .ply cannot say so."),
+                advanced(io.Int.Input, "stop_after", default=0, min=0, max=10000, optional=True,
+                         tooltip="Stop early when the loss has not fallen for this many steps. 0 = never."),
+                advanced(io.String.Input, "background_colour", default="", optional=True,
+                         tooltip="Colour behind the object as #rrggbb, instead of background. Empty: as chosen there."),
             ],
             outputs=[
                 SplatType.Output(display_name="splat", tooltip="The fitted Gaussians."),
                 io.Image.Output(display_name="renders", tooltip="The splat seen from the cameras of the views."),
                 io.Image.Output(display_name="loss_curve", tooltip="How the losses fell, as a picture."),
-                io.String.Output(display_name="report", tooltip="Gaussians, losses and PSNR against the views."),
+                io.String.Output(display_name="report", tooltip="Gaussians, losses and PSNR against the views; what "
+                                 "the preset set, what was left out, how the cameras were corrected."),
+                CamerasType.Output(display_name="cameras", tooltip="The cameras, corrected if refine_cameras is on: "
+                                   "use these to render the splat like the views."),
             ],
         )
 
     @classmethod
     def execute(cls, images, cameras: Cameras, iterations, seed, start, background, points, max_points, sh_degree,
-                weight_l1, weight_ms_ssim, weight_mask, masks=None, start_from=None) -> io.NodeOutput:
+                weight_l1, weight_ms_ssim, weight_mask, masks=None, start_from=None, depth=None, preset=CUSTOM,
+                losses=CUSTOM, refine_cameras="off", search_elevation=True, view_weights="", weight_l2=0.0,
+                weight_lpips=0.0, lpips_net="vgg", strategy="default", densify_every=50, antialiased=False,
+                stop_after=0, background_colour="") -> io.NodeOutput:
         config = FitConfig(
             iterations=iterations, seed=seed, init=start, points=points, max_points=max_points, sh_degree=sh_degree,
-            w_l1=weight_l1, w_msssim=weight_ms_ssim, w_mask=weight_mask,
-            background=BACKGROUNDS.get(background, "auto"),
+            w_l1=weight_l1, w_msssim=weight_ms_ssim, w_mask=weight_mask, w_l2=weight_l2, w_lpips=weight_lpips,
+            strategy=strategy, densify_every=densify_every, antialiased=antialiased, patience=stop_after,
+            refine=REFINE[refine_cameras],
+            background=parse_colour(background_colour) if background_colour.strip() else
+            BACKGROUNDS.get(background, "auto"),
         )
+        notes = []
+        if preset == PAPER:
+            config = replace(config, **IM3D_FIT, max_points=max(max_points, IM3D_FIT["points"]))
+            losses = "IM-3D"
+            notes.append(f"preset {PAPER}: " + ", ".join(f"{k} {v}" for k, v in IM3D_FIT.items()))
+        if losses != CUSTOM:
+            config = replace(config, **LOSSES[losses])
+        config, network, note = _with_lpips(config, lpips_net)
+        if note:
+            logging.getLogger(__name__).warning(note)
+            notes.append(note)
+        weights = parse_view_weights(view_weights, len(images))
         warm = None if start_from is None else host.from_splat(start_from)
         device = host.fit_device()
-        comfy.model_management.free_memory(FIT_MEMORY_BYTES, device)
-        progress = host.Progress(iterations)
-        every = max(1, iterations // PREVIEWS)
-
-        def on_step(step: int, total: int, info: dict) -> None:
-            last = step == total
-            picture = to_pil(info["get_preview"]()) if step % every == 0 or last else None
-            progress.step(step, total, picture, send=picture is not None)
-
-        result = fit(images, cameras, masks, config, on_step, start=warm, device=device)
-        height, width = images.shape[1:3]
-        renders = _render(result.gaussians, cameras, width, height, result.background)[0]
+        memory = FIT_MEMORY_BYTES + (LPIPS_MEMORY_BYTES if network is not None else 0)
+        comfy.model_management.free_memory(memory, device)
+        with memory_advice("fitting the splat", MEMORY_ADVICE):
+            if config.refine and search_elevation and "elevation" in config.refine:
+                cameras, found = find_cameras(
+                    images, cameras, masks, config.refine, background=config.background, seed=seed,
+                    on_step=_reporter(1), device=device,
+                )
+                notes.append(f"cameras corrected before the fit: {found.describe() or 'not at all'}")
+            result = fit(
+                images, cameras, masks, config, _reporter(config.iterations), start=warm, view_weights=weights,
+                depth=depth, perceptual=network, device=device,
+            )
+            height, width = images.shape[1:3]
+            renders = render_views(
+                result.gaussians, result.cameras, width, height, result.background, config.antialiased
+            )[0]
+        if config.refine:
+            notes.append(f"cameras corrected during the fit: {result.offsets.describe() or 'not at all'}")
         history = {name: values for name, values in result.history.items() if name != "gaussians"}
         picture = curves(history, "loss by iteration", log=True)
-        report = (
-            f"{result.gaussians.num} Gaussians after {iterations} iterations on {device.type}; "
-            f"PSNR against the views {float(psnr(renders, _over(images, result.background)).mean()):.2f} dB; "
-            + ", ".join(f"{name} {values[-1]:.4f}" for name, values in history.items())
-        )
-        return io.NodeOutput(host.to_splat(result.gaussians), renders, from_pil(picture), report)
+        score = float(psnr(renders, _over(images, result.background)).mean())
+        report = "\n".join([_summary(result, config, device, score), *notes])
+        splat = host.to_splat(result.gaussians)
+        return io.NodeOutput(splat, renders, from_pil(picture), report, result.cameras.to("cpu"))
 
 
-class GaussianRender(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="MVGaussianRender",
-            display_name="Render Gaussian Splat (Multi-View)",
-            category=CATEGORY,
-            description="Renders a splat from any cameras: colour, coverage, metric depth and world coordinates.",
-            search_aliases=["3dgs", "turntable", "canonical coordinates"],
-            inputs=[
-                SplatType.Input("splat", tooltip="The splat to render. Of a batch, the first one."),
-                CamerasType.Input("cameras", tooltip="The cameras to render from, one picture for each."),
-                io.Int.Input("width", default=512, min=8, max=4096, step=8, tooltip="Width in pixels."),
-                io.Int.Input("height", default=512, min=8, max=4096, step=8, tooltip="Height in pixels."),
-                io.Combo.Input("background", options=list(BACKGROUNDS), default="white",
-                               tooltip="Colour behind the splat."),
-            ],
-            outputs=[
-                io.Image.Output(display_name="images", tooltip="Colour, over the background."),
-                io.Mask.Output(display_name="masks", tooltip="Coverage: 1 = object."),
-                DepthType.Output(display_name="depth", tooltip="Metric depth along the view axis, with coverage as its "
-                                 "confidence."),
-                io.Image.Output(display_name="coordinates", tooltip="World position of the surface as colour: "
-                                "r, g, b = x, y, z + 0.5; grey where there is nothing."),
-                io.Image.Output(display_name="depth_picture", tooltip="Depth to look at: near is white."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls, splat, cameras: Cameras, width, height, background) -> io.NodeOutput:
-        check_size(width, height)
-        gaussians = host.from_splat(splat).to(host.fit_device())
-        images, masks, depth, coordinates = _render(
-            gaussians, cameras, width, height, BACKGROUNDS[background], everything=True
-        )
-        maps = DepthMaps(depth, masks)
-        return io.NodeOutput(images, masks, maps, coordinates, maps.picture())
+def _with_lpips(config: FitConfig, kind: str) -> tuple[FitConfig, torch.nn.Module | None, str]:
+    """The settings, the network where they weigh LPIPS, and a sentence where not everything was there."""
+    if not config.w_lpips:
+        return config, None, ""
+    network, note = lpips_network(kind)
+    if network is None:
+        config = replace(config, **LOSSES["IM-3D without LPIPS"])
+        used = ", ".join(f"{name[2:]} {value:g}" for name, value in LOSSES["IM-3D without LPIPS"].items() if value)
+        note += f" Used instead: the losses 'IM-3D without LPIPS' ({used})."
+    return config, network, note
 
 
-class SaveSplat(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="MVSaveSplat",
-            display_name="Save Gaussian Splat (Multi-View)",
-            category=CATEGORY,
-            description="Saves a splat as the standard 3DGS .ply that splat viewers and editors open.",
-            search_aliases=["export ply", "3dgs"],
-            inputs=[
-                SplatType.Input("splat", tooltip="The splat to save. Of a batch, the first one."),
-                io.String.Input("filename_prefix", default="3d/multiview",
-                                tooltip="Start of the file's name, in ComfyUI's output folder; folders are made."),
-            ],
-            outputs=[io.String.Output(display_name="path", tooltip="Full path of the saved file.")],
-            is_output_node=True,
-        )
+def _reporter(total: int):
+    """on_step of a fit: the host's progress bar, a picture of the growing splat now and then, and cancelling."""
+    progress = host.Progress(total)
 
-    @classmethod
-    def execute(cls, splat, filename_prefix: str) -> io.NodeOutput:
-        gaussians = host.from_splat(splat)
-        path, file, subfolder = host.output_path(filename_prefix, ".ply")
-        save_ply(gaussians, path)
-        saved = {"filename": file, "subfolder": subfolder, "type": "output"}
-        return io.NodeOutput(path, ui={"3d": [saved], "text": [f"{gaussians.num} Gaussians saved to {path}"]})
+    def on_step(step: int, total: int, info: dict) -> None:
+        shown = step % max(1, total // PREVIEWS) == 0 or step == total
+        progress.step(step, total, to_pil(info["get_preview"]()) if shown else None, send=shown)
+
+    return on_step
 
 
-class LoadSplat(io.ComfyNode):
-    @classmethod
-    def define_schema(cls):
-        return schema(
-            node_id="MVLoadSplat",
-            display_name="Load Gaussian Splat (Multi-View)",
-            category=CATEGORY,
-            description="Loads a 3DGS .ply from ComfyUI's input or output folder.",
-            search_aliases=["import ply", "3dgs"],
-            inputs=[
-                io.Combo.Input("file", options=_ply_files(),
-                               tooltip="A .ply below ComfyUI's input folder, or below output (marked [output])."),
-            ],
-            outputs=[SplatType.Output(display_name="splat", tooltip="The splat.")],
-        )
-
-    @classmethod
-    def validate_inputs(cls, file) -> bool | str:
-        # Taking `file` here also stops the host from refusing files that were saved after the list was made.
-        return True if folder_paths.exists_annotated_filepath(file) else (
-            f"There is no splat file '{file}' in ComfyUI's folders; put the .ply into the input folder and reload."
-        )
-
-    @classmethod
-    def fingerprint_inputs(cls, file) -> str:
-        state = os.stat(folder_paths.get_annotated_filepath(file))
-        return f"{file}|{state.st_mtime_ns}|{state.st_size}"
-
-    @classmethod
-    def execute(cls, file: str) -> io.NodeOutput:
-        return io.NodeOutput(host.to_splat(load_ply(_inside_folders(file))))
-
-
-def _inside_folders(file: str) -> str:
-    path = os.path.realpath(folder_paths.get_annotated_filepath(file))
-    roots = [folder_paths.get_input_directory(), folder_paths.get_output_directory(), folder_paths.get_temp_directory()]
-    if not any(path.startswith(os.path.join(os.path.realpath(root), "")) for root in roots):
-        raise ValueError(f"'{file}' lies outside ComfyUI's input and output folders; copy it into one of them.")
-    return path
-
-
-def _ply_files() -> list[str]:
-    found = []
-    for root, mark in ((folder_paths.get_input_directory(), ""), (folder_paths.get_output_directory(), " [output]")):
-        for folder, _, files in os.walk(root):
-            relative = os.path.relpath(folder, root).replace(os.sep, "/")
-            prefix = "" if relative == "." else relative + "/"
-            found += [f"{prefix}{name}{mark}" for name in sorted(files) if name.lower().endswith(".ply")]
-    return found
-
-
-@torch.no_grad()
-def _render(gaussians, cameras: Cameras, width: int, height: int, background, everything: bool = False):
-    """Pictures one view at a time, so that memory stays that of one view and a cancel is noticed between views."""
-    progress = host.Progress(len(cameras))
-    images, masks, depth, coordinates = [], [], [], []
-    for i in range(len(cameras)):
-        view = cameras.subset([i])
-        out = render_gaussians(gaussians, view, width, height, background)
-        images.append(out.features.clamp(0, 1).cpu())
-        if everything:
-            alpha = out.alpha.cpu()
-            masks.append(alpha[..., 0].clamp(0, 1))
-            depth.append(out.depth[..., 0].cpu())
-            where = render_coordinates(gaussians, view, width, height)
-            coordinates.append(((where.features.cpu() * alpha) + 0.5).clamp(0, 1))
-        progress.step(i + 1, picture=to_pil(images[-1][0]))
-    joined = tuple(torch.cat(parts) for parts in (images, masks, depth, coordinates) if parts)
-    return joined if everything else joined[:1]
+def _summary(result: FitResult, config: FitConfig, device: torch.device, score: float) -> str:
+    history = result.history
+    done = len(history["loss"])
+    steps = f"{done} iterations"
+    if done < config.iterations:
+        steps += f" (stopped early, {config.iterations} were allowed)"
+    parts = [f"{name} {values[-1]:.4f}" for name, values in history.items() if name != "gaussians"]
+    return (
+        f"{result.gaussians.num} Gaussians after {steps} on {device.type}; PSNR against the views {score:.2f} dB; "
+        + ", ".join(parts)
+    )
 
 
 def _over(images, background) -> torch.Tensor:
@@ -256,4 +233,4 @@ def _over(images, background) -> torch.Tensor:
     return images[..., :3] * alpha + background.to(images) * (1 - alpha)
 
 
-NODES = [GaussianReconstruct, GaussianRender, SaveSplat, LoadSplat]
+NODES = [GaussianReconstruct]

@@ -47,7 +47,7 @@ class Gaussians:
         if self.sh.ndim != 3 or self.sh.shape[0] != p or self.sh.shape[2] != 3 or self.sh.shape[1] not in (1, 4, 9, 16):
             raise ValueError(
                 f"The splat's colours should have shape ({p}, 1|4|9|16, 3), got {tuple(self.sh.shape)}; spherical "
-                "harmonics above degree 3 are not supported."
+                "harmonics above degree 3 are not supported: save the splat with degree 3 or lower where it was made."
             )
         if p == 0:
             raise ValueError("The splat has no Gaussians; the node that made it produced nothing.")

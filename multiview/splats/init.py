@@ -1,4 +1,4 @@
-"""Where a fit starts: Gaussians at the centre (IM-3D), in a sphere, or on the visual hull of the masks.
+"""Where a fit starts: Gaussians at the centre (IM-3D), in a sphere, on the visual hull of the masks, or on depth maps.
 
 All in the world frame of cameras.py; lengths in world units.
 """
@@ -10,14 +10,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..cameras import Cameras
+from ..depth import DepthMaps
 from .gaussians import SH_C0, Gaussians
 from .views import Views
 
-METHODS = ("hull", "sphere", "center")
+METHODS = ("hull", "sphere", "center", "depth")
 HULL_CELLS = 64
 INSIDE = 0.3  # a point with less mask than this in some view that sees it is carved away
 LENIENT = (1.0, 0.85, 0.7)  # share of the views that must keep a point; lowered where views contradict each other
 FEWEST_CELLS = 50
+TRUSTED = 0.5  # confidence from which a depth is used
 
 
 def scene_sphere(cameras: Cameras) -> tuple[Tensor, float]:
@@ -39,6 +41,8 @@ def initial_gaussians(
     cameras: Cameras,
     generator: torch.Generator,
     hull_seen: float = 0.5,
+    depth: DepthMaps | None = None,
+    hull_cells: int = HULL_CELLS,
 ) -> Gaussians:
     """`points` Gaussians (about as many for "hull") with colours, on the device of the views.
 
@@ -46,15 +50,19 @@ def initial_gaussians(
     sphere. hull: on the surface of the visual hull, coloured by the views that see it; falls back to sphere where
     the masks have no common inside. generator: CPU. hull_seen: share of the views that must have a point of the hull
     in their picture; below 1, few views of a large object leave lumps that only some of them see.
+    hull_cells: cells along the longest side of the hull's grid.
+    depth: where the views' pixels of the object lie in space; at most `points` of them. ValueError where "depth" has
+    no map of the object.
     """
     if method not in METHODS:
         raise ValueError(f"Unknown start {method!r}; choose one of {', '.join(METHODS)}.")
     device = views.images.device
+    if method == "depth":
+        return _round_gaussians(*_depth_points(views, cameras, depth, points, generator), 0.7)
     center, radius = scene_sphere(cameras)
-    found = _hull_surface(views, cameras, points, generator, hull_seen) if method == "hull" else None
+    found = _hull_surface(views, cameras, points, generator, hull_seen, hull_cells) if method == "hull" else None
     if found is not None:
-        means, colors, spacing = found
-        return _round_gaussians(means, colors, spacing, 0.7)
+        return _round_gaussians(*found, 0.7)
     ball = radius * (0.25 if method == "center" else 0.8)
     directions = F.normalize(torch.randn(points, 3, generator=generator), dim=1)
     means = center.cpu() + directions * ball * torch.rand(points, 1, generator=generator) ** (1 / 3)
@@ -65,28 +73,60 @@ def initial_gaussians(
     return _round_gaussians(means.to(device), color.expand(points, 3), spacing, 0.1)
 
 
-def _round_gaussians(means: Tensor, colors: Tensor, sigma: float, opacity: float) -> Gaussians:
+def _round_gaussians(means: Tensor, colors: Tensor, sigma: float | Tensor, opacity: float) -> Gaussians:
+    """sigma: one for all, or (P,)."""
     count = len(means)
+    sigma = torch.as_tensor(sigma, dtype=means.dtype, device=means.device)
     quats = means.new_zeros(count, 4)
     quats[:, 0] = 1
     return Gaussians(
         means=means,
-        scales=means.new_full((count, 3), sigma),
+        scales=sigma.expand(count)[:, None].repeat(1, 3),
         quats=quats,
         opacities=means.new_full((count,), opacity),
         sh=((colors - 0.5) / SH_C0)[:, None, :].clone(),
     )
 
 
+def _depth_points(
+    views: Views, cameras: Cameras, depth: DepthMaps | None, points: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """At most `points` random pixels of the object in space (P,3), their colours (P,3) and sizes (P,)."""
+    if depth is None:
+        raise ValueError("A start from depth needs depth maps of the views; connect depth or choose another start.")
+    count, height, width = depth.depth.shape
+    if count != len(cameras):
+        raise ValueError(f"There are {count} depth maps but {len(cameras)} cameras; give one map for each view.")
+    z = depth.depth.detach().to(views.images)
+    masks, pictures = (
+        F.interpolate(t, (height, width), mode="area") for t in (views.masks[:, None], views.images.movedim(-1, 1))
+    )
+    trusted = depth.confidence.detach().to(z) >= TRUSTED
+    use = (z > 0) & torch.isfinite(z) & trusted & (masks[:, 0] > 0.5)
+    if int(use.sum()) < FEWEST_CELLS:
+        raise ValueError(
+            f"The depth maps say where only {int(use.sum())} pixels of the object are; check that they belong to these "
+            "views and masks, or choose another start."
+        )
+    origins, directions = cameras.to(z.device).rays(width, height)
+    places = (origins[:, None, None] + z[..., None] * directions)[use]
+    colors = pictures.movedim(1, -1)[use]
+    # A pixel's width in the world. Fewer points than pixels stand further apart; each is seen by some of the views.
+    size = (z / (cameras.intrinsics[:, 1].to(z)[:, None, None] * height))[use]
+    chosen = torch.randperm(len(places), generator=generator)[:points].sort().values.to(places.device)
+    apart = max(1.0, len(places) / (len(chosen) * max(1.0, count / 4))) ** 0.5
+    return places[chosen], colors[chosen], 0.6 * apart * size[chosen]
+
+
 def _hull_surface(
-    views: Views, cameras: Cameras, points: int, generator, hull_seen: float
+    views: Views, cameras: Cameras, points: int, generator, hull_seen: float, hull_cells: int
 ) -> tuple[Tensor, Tensor, float] | None:
     """Points on the visual hull (about `points`,3), their colours, and their spacing; None if there is no hull."""
     center, radius = scene_sphere(cameras)
     center = center.to(views.masks)
     low, high = center - 1.1 * radius, center + 1.1 * radius
     for _ in range(2):  # the second grid lies tightly around what the first one found
-        cells, cell = _grid(low, high)
+        cells, cell = _grid(low, high, hull_cells)
         kept = _carve(cells.reshape(-1, 3), views.masks, cameras, hull_seen)
         if kept is None:
             return None
@@ -104,9 +144,9 @@ def _hull_surface(
     return surface + jitter, colors, 0.6 * float(spacing)
 
 
-def _grid(low: Tensor, high: Tensor) -> tuple[Tensor, float]:
-    """Cell centres (X,Y,Z,3) of a box in cubes, HULL_CELLS along its longest side, and the cube's side."""
-    cell = float((high - low).max()) / HULL_CELLS
+def _grid(low: Tensor, high: Tensor, along: int) -> tuple[Tensor, float]:
+    """Cell centres (X,Y,Z,3) of a box in cubes, `along` of them along its longest side, and the cube's side."""
+    cell = float((high - low).max()) / along
     counts = ((high - low) / cell).round().int().clamp_min(1).tolist()
     axes = [low[i] + cell * (torch.arange(counts[i], device=low.device) + 0.5) for i in range(3)]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1), cell

@@ -8,10 +8,11 @@ IM-3D's weights are in references.md 8.4.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 WINDOW = 11
 SIGMA = 1.5
@@ -22,6 +23,11 @@ SCALE_WEIGHTS = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
 def l1(image: Tensor, target: Tensor, weight: Tensor | None = None) -> Tensor:
     """(N,) mean absolute difference; weight (N,H,W) >= 0 says how much each pixel counts."""
     return _pixel_mean((image - target).abs().mean(-1), weight)
+
+
+def l2(image: Tensor, target: Tensor) -> Tensor:
+    """(N,) mean squared difference: the pixel loss that IM-3D compares its losses with."""
+    return _pixel_mean((image - target).square().mean(-1), None)
 
 
 def mask_loss(alpha: Tensor, mask: Tensor) -> Tensor:
@@ -71,16 +77,37 @@ def ms_ssim(image: Tensor, target: Tensor) -> Tensor:
     return product.mean(1)
 
 
+def check_perceptual(network: Callable[[Tensor, Tensor], Tensor] | None, images: Tensor):
+    """The distance that w_lpips weighs, ready for pictures like these (N,H,W,3).
+
+    Tried on one of them at once, so that pictures too small for it are refused before the fit. ValueError as well where
+    there is none, or a module whose weights would be trained along.
+    """
+    if network is None:
+        raise ValueError("A weight of LPIPS needs its network; give one, or set the weight to 0.")
+    if isinstance(network, nn.Module):
+        if any(p.requires_grad for p in network.parameters()):
+            raise ValueError("The LPIPS network's weights must be frozen; call requires_grad_(False) on it first.")
+        network = network.to(images.device).eval()
+    with torch.no_grad():
+        network(images[:1], images[:1])
+    return network
+
+
 @dataclass(frozen=True)
 class ViewLoss:
     """Weighted sum of the losses between rendered and given views. A weight of 0 skips the term.
 
-    Terms: l1, 1 - MS-SSIM, mask. The views' mean is weighted by view_weights (N,).
+    Terms: l1, l2, lpips, 1 - MS-SSIM, mask. The views' mean is weighted by view_weights (N,).
+    perceptual: two batches of pictures (N,H,W,3) -> (N,); needed where w_lpips is above 0.
     """
 
     w_l1: float = 1.0
     w_msssim: float = 0.2
     w_mask: float = 1.0
+    w_l2: float = 0.0
+    w_lpips: float = 0.0
+    perceptual: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __call__(
         self, image: Tensor, alpha: Tensor, target: Tensor, mask: Tensor, view_weights: Tensor | None = None
@@ -89,6 +116,10 @@ class ViewLoss:
         terms: dict[str, Tensor] = {}
         if self.w_l1:
             terms["l1"] = self.w_l1 * l1(image, target)
+        if self.w_l2:
+            terms["l2"] = self.w_l2 * l2(image, target)
+        if self.w_lpips:
+            terms["lpips"] = self.w_lpips * self.perceptual(image, target)
         if self.w_msssim:
             terms["msssim"] = self.w_msssim * (1 - ms_ssim(image, target))
         if self.w_mask:

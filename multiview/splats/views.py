@@ -77,6 +77,32 @@ def checked_colour(colour: tuple[float, float, float]) -> Tensor:
     return out
 
 
+def parse_colour(text: str) -> tuple[float, float, float]:
+    """ "#aabbcc" -> three numbers in [0,1]. ValueError for anything else."""
+    digits = text.strip().removeprefix("#")
+    if len(digits) != 6 or not all(c in "0123456789abcdefABCDEF" for c in digits):
+        raise ValueError(f"A colour must be written as # and six hexadecimal digits, such as #8090a0, got {text!r}.")
+    red, green, blue = (int(digits[i : i + 2], 16) / 255 for i in (0, 2, 4))
+    return red, green, blue
+
+
+def parse_view_weights(text: str, count: int) -> Tensor | None:
+    """Numbers between commas or blanks -> (count,) weights of the views; None for nothing but blanks.
+
+    ValueError for words and for another count; the fit checks the values.
+    """
+    parts = text.replace(",", " ").split()
+    if not parts:
+        return None
+    try:
+        weights = [float(part) for part in parts]
+    except ValueError as error:
+        raise ValueError(f"View weights must be numbers between commas, such as 1, 0.5, 1, got {text!r}.") from error
+    if len(weights) != count:
+        raise ValueError(f"There are {count} views but {len(weights)} view weights; give one for each view.")
+    return torch.tensor(weights)
+
+
 def background_colour(images: Tensor, outside: Tensor | None = None) -> Tensor:
     """(3,) median colour of the pixels outside the object (N,H,W bool), by default of the pictures' borders."""
     if outside is not None:

@@ -361,7 +361,7 @@ def test_bad_input_is_one_sentence_before_heavy_work(scene, what, said, monkeypa
         ({"points": 20, "max_points": 10}, "must not be below points"),
         ({"sh_degree": 4}, "sh_degree must be 0, 1, 2 or 3"),
         ({"init": "magic"}, "hull, sphere, center"),
-        ({"w_l1": 0.0, "w_msssim": 0.0}, "L1 or MS-SSIM above 0"),
+        ({"w_l1": 0.0, "w_msssim": 0.0}, "LPIPS or MS-SSIM above 0"),
         ({"w_mask": -1.0}, "not negative"),
     ],
 )
