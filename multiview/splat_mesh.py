@@ -2,8 +2,8 @@
 
 The splat is drawn by many cameras around it, above and below included. Every voxel of a grid collects, from the views
 that see it, how far it lies before (+) or behind (-) the drawn surface (a truncated signed distance, Curless and Levoy
-1996); where a view sees nothing the voxel is outside, what hardly any view sees is inside. Marching cubes (scikit-image,
-Lewiner's variant) then gives the surface, and the views that see a vertex give its colour.
+1996); where a view sees nothing the voxel is outside, what hardly any view sees is inside. Marching cubes of
+scikit-image (Lewiner's variant) then gives the surface, and the views that see a vertex give its colour.
 
 All in the world frame of cameras.py (x right, y down, z forward); mesh_files.py turns it for files.
 """
