@@ -49,14 +49,14 @@ def to_images(views: Tensor) -> Tensor:
 class Cases:
     """The model with its objects."""
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, regime: AnalyticOptions = REGIME):
         path = bank_path(folder, bank_key(CAMERAS, SIZE, OBJECTS, VARIANTS, BANK_SEED))
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
             print(f"drawing {OBJECTS * VARIANTS} objects, once (a minute or two) ...", flush=True)
             save_bank(build_bank(CAMERAS, SIZE, OBJECTS, VARIANTS, BANK_SEED), path)
         self.bank: Bank = load_bank(path)
-        self.model = AnalyticModel(self.bank, REGIME)
+        self.model = AnalyticModel(self.bank, regime)
         self.net = load_depth_net()
 
     def case(self, number: int) -> Case:

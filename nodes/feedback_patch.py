@@ -1,0 +1,129 @@
+"""3D-aware feedback as a post-CFG function of a MODEL (multiview/feedback.py has the method)."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from dataclasses import dataclass
+
+import comfy.model_management
+import torch
+from comfy.model_sampling import CONST
+from torch import Tensor
+
+from ..multiview.cameras import Cameras
+from ..multiview.feedback import Moments, Reconstruct, blend, render_views, something_to_see
+from ..multiview.mirror_schedule import noise_ratio
+from ..multiview.splats.gaussians import Gaussians
+from . import host
+from .mirror_patch import step_of
+
+
+@dataclass(frozen=True)
+class Feedback:
+    """What the node's settings say. keep (N,): share of the feedback each view gets; object_only: none in the
+    background."""
+
+    cameras: Cameras
+    vae: object
+    reconstruct: Reconstruct
+    moments: Moments
+    keep: Tensor
+    object_only: bool
+    start: float = 0.0
+    end: float = 1.0
+    strength: float = 1.0
+
+
+class FeedbackPatch:
+    """The post-CFG function. Its only state is the last splat of each running thread, to go on from."""
+
+    def __init__(self, feedback: Feedback):
+        self.feedback = feedback
+        self._last: dict[int, Gaussians] = {}
+        self._lock = threading.Lock()
+
+    def __deepcopy__(self, _memo) -> FeedbackPatch:
+        """Hosts copy a model's options with every clone; these share the VAE and the splats."""
+        return self
+
+    def __call__(self, args: dict) -> Tensor:
+        denoised, sigma = args["denoised"], float(args["sigma"].max())
+        sampling, options = args["model"].model_sampling, args["model_options"]
+        views = as_views(denoised, self.feedback.cameras)
+        step, steps = step_of(sigma, options)
+        if step == 0:
+            self._keep(None)
+        weight = self._weight(sampling, sigma, step, steps)
+        if weight <= 0:
+            return denoised
+        return self._fed_back(args["model"], views, weight).view_as(denoised)
+
+    def _weight(self, sampling, sigma: float, step: int, steps: int) -> float:
+        f = self.feedback
+        if sigma > float(sampling.percent_to_sigma(f.start)) or sigma < float(sampling.percent_to_sigma(f.end)):
+            return 0.0
+        flow = isinstance(sampling, CONST)
+        ratio = noise_ratio(min(sigma, 1.0) if flow else sigma, flow)
+        return f.strength * f.moments.weight_at(ratio, step, steps)
+
+    def _fed_back(self, model, views: Tensor, weight: float) -> Tensor:
+        f = self.feedback
+        images = f.vae.decode(model.process_latent_out(views))
+        if images.ndim == 5:  # VAEs of video give (B,T,H,W,C)
+            images = images.flatten(0, 1)
+        if len(images) != len(views):
+            raise ValueError(
+                f"The VAE makes {len(images)} pictures of {len(views)} views, so it joins pictures over time; connect "
+                "the VAE of a model that draws each view by itself (SV3D, SVD, SD, a demo model)."
+            )
+        images = images[..., :3].float().clamp(0, 1)
+        if not something_to_see(images):
+            logging.info("[multiview] 3D feedback: nothing to be seen in some view yet, this step goes without.")
+            return views
+        splat = f.reconstruct(images, self._last.get(threading.get_ident()), lambda *_: host.check_cancelled())
+        self._keep(splat)
+        renders, coverage = render_views(splat, f.cameras, images)
+        again = model.process_latent_in(f.vae.encode(renders)).to(views)
+        # Decoding may have moved the model away to make room.
+        patcher = getattr(model, "current_patcher", None)
+        if patcher is not None:
+            comfy.model_management.load_models_gpu([patcher])
+        return blend(views, again, weight, f.keep, coverage if f.object_only else None)
+
+    def _keep(self, splat: Gaussians | None) -> None:
+        with self._lock:
+            if splat is None:
+                self._last.pop(threading.get_ident(), None)
+            else:
+                self._last[threading.get_ident()] = splat
+
+
+def as_views(denoised: Tensor, cameras: Cameras) -> Tensor:
+    """(N,C,h,w) of a batch of views, also with a time axis of one. ValueError for anything else."""
+    views = denoised[:, :, 0] if denoised.ndim == 5 and denoised.shape[2] == 1 else denoised
+    if views.ndim == 4 and len(views) == len(cameras):
+        return views
+    raise ValueError(
+        f"The model draws {tuple(denoised.shape)} at once, but 3D feedback needs the {len(cameras)} views of the "
+        "cameras as its batch, all in every call (no context windows, one object)."
+    )
+
+
+def check_vae(vae, model) -> None:
+    """ValueError for a VAE whose latents are not the model's."""
+    channels = getattr(vae, "latent_channels", None)
+    wanted = model.get_model_object("latent_format").latent_channels
+    if channels is not None and channels != wanted:
+        raise ValueError(
+            f"This VAE has latents of {channels} channels but the model draws {wanted}; connect the VAE that belongs "
+            "to the model."
+        )
+
+
+def input_view_kept(cameras: Cameras, share: float) -> Tensor:
+    """(N,) 1, and `share` at the view that shows the input picture."""
+    keep = torch.ones(len(cameras))
+    if cameras.input_view is not None:
+        keep[cameras.input_view] = share
+    return keep
