@@ -5,7 +5,7 @@ encoded again, and
     x0 <- x0 + w (render - x0).
 VideoMV does it with w = 1 at three of its fifty steps, Cycle3D with w = 1 at every step, the input view kept as it is
 (references.md section 2). Both reconstruct with a trained network; a splat fitted for a few dozen iterations, each time
-from where the last one ended, needs none. w above 1 goes beyond the render: see docs/ouroboros3d.md for why it helps.
+from where the last one ended, needs none. w above 1 goes beyond the render: see docs/feedback.md for why it helps.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Moments:
 
 
 PRESETS = {
-    "default": Moments(weight=2.0, end=0.3, softness=0.7),
+    "default": Moments(weight=2.0, end=1.0, softness=0.7, every=2),
     "VideoMV (three steps)": Moments(fractions=(0.4, 0.6, 0.8)),
     "Cycle3D (every step)": Moments(),
 }

@@ -1,10 +1,10 @@
 """The tables of 3D-aware feedback without training, on 32 held-out demo objects, with 95 % bootstrap intervals.
 
-    python -m scripts.feedback_tables                 both tables, as docs/ouroboros3d.md has them
+    python -m scripts.feedback_tables                 both tables, as docs/feedback.md has them
     python -m scripts.feedback_tables --objects 8     quicker
 
 Objects, model and measures are those of MIRROR's tables (scripts/mirror_cases.py), at two couplings. Of every run a
-splat is fitted to the final views (post-hoc) and rendered at the same cameras. 1 to 15 s a row and object on one core;
+splat is fitted to the final views (post-hoc) and rendered at the same cameras. 1 to 15 s a row and object on one core (half an hour in all);
 finished objects are kept in output/feedback_tables and not run again (--fresh does).
 A star marks a difference to the run without feedback, paired object by object, whose interval is clear of zero.
 """
@@ -33,16 +33,20 @@ DEFAULT, VIDEOMV, CYCLE = PRESETS["default"], PRESETS["VideoMV (three steps)"], 
 # A splat of 64 px needs no more.
 FIT = QuickFit(CAMERAS, first=30, again=12, points=800)
 NONE = "no feedback"
-ROWS: dict[str, Moments | None] = {
+SHORT: dict[str, Moments | None] = {
     NONE: None,
     "VideoMV: three steps, w = 1": VIDEOMV,
-    "Cycle3D: every step, w = 1": CYCLE,
-    "blend: every step, w = 0.5": replace(CYCLE, weight=0.5),
-    "until S = 0.3, w = 1": replace(DEFAULT, weight=1.0),
-    "until S = 0.3, w = 2 (default)": DEFAULT,
-    "until S = 0.3, w = 2, every second step": replace(DEFAULT, every=2),
+    "default: every second step until S = 1, w = 2": DEFAULT,
 }
-KAPPAS = (0.02, 0.1)
+FULL = SHORT | {
+    "the same, w = 0.5": replace(DEFAULT, weight=0.5),
+    "the same, w = 1": replace(DEFAULT, weight=1.0),
+    "the same, w = 3": replace(DEFAULT, weight=3.0),
+    "the same, every step": replace(DEFAULT, every=1),
+    "Cycle3D: every step, w = 1": CYCLE,
+}
+# The model's coupling between views, and what is run at it. At 0.1 its views contradict each other less.
+KAPPAS = {0.02: FULL, 0.1: SHORT}
 MEASURES = ("agreement", "second faces", "views, object dB", "renders, object dB", "views to renders dB", "seconds")
 
 
@@ -83,22 +87,23 @@ def figures(kappa: float, objects: int, folder: Path, banks: Path, fresh: bool) 
     """Measures (objects, MEASURES) of every row; a file is written after each object."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"kappa_{kappa:g}.json"
+    rows = KAPPAS[kappa]
     done = json.loads(path.read_text()) if path.is_file() and not fresh else {}
     cases = None
     for number in range(objects):
-        missing = [name for name in ROWS if len(done.get(name, [])) <= number]
+        missing = [name for name in rows if len(done.get(name, [])) <= number]
         if not missing:
             continue
         cases = cases or Cases(banks, replace(REGIME, kappa=kappa))
         case = cases.case(number)
         case.stage1  # noqa: B018  shared by the rows, so that no row's seconds count it but the first
         for name in missing:
-            done.setdefault(name, []).append(measure(case, ROWS[name]))
+            done.setdefault(name, []).append(measure(case, rows[name]))
         temporary = path.with_suffix(".tmp")
         temporary.write_text(json.dumps(done))
         os.replace(temporary, path)
         print(f"kappa {kappa:g}: object {number + 1} of {objects}", flush=True)
-    return {name: done[name][:objects] for name in ROWS}
+    return {name: done[name][:objects] for name in rows}
 
 
 def table(kappa: float, rows: dict[str, list[list[float]]]) -> str:
@@ -119,7 +124,7 @@ def table(kappa: float, rows: dict[str, list[list[float]]]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--objects", type=int, default=32)
-    parser.add_argument("--kappas", type=float, nargs="*", default=list(KAPPAS))
+    parser.add_argument("--kappas", type=float, nargs="*", default=list(KAPPAS), choices=list(KAPPAS))
     parser.add_argument("--banks", type=Path, default=Path("output/banks"))
     parser.add_argument("--results", type=Path, default=Path("output/feedback_tables"))
     parser.add_argument("--fresh", action="store_true", help="run finished objects again")
