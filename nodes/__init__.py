@@ -17,6 +17,7 @@ from . import (
     mirror,
     pose_model,
     quality,
+    refine,
     splat_files,
     splats,
     turntable,
@@ -30,7 +31,7 @@ class MultiViewExtension(ComfyExtension):
         nodes = [*cameras.NODES, *demo.NODES, *conditioning.NODES, *harmonyview.NODES, *inversion.NODES]
         nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES]
         nodes += [*splat_files.NODES, *measure.NODES]
-        nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES]
+        nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES, *refine.NODES]
         nodes += [*mesh.NODES, *turntable.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
