@@ -1,10 +1,10 @@
-"""Forward and backward of the torch rasteriser beside two numba kernels, on one thread, interleaved in one process.
+"""Forward and backward of the torch rasteriser beside two numba kernels and literal torch, on one thread, interleaved.
 
     .venv/bin/python tests/benchmarks/bench_raster.py [--rounds 9] [--only 5000x256]
 
 Prints medians in ms of wall time and of this thread's CPU time (the steadier one on a shared machine), and the ratio
-torch / numba from the CPU times. All three share the projection and the interface around the 2D stage; that they agree
-is checked first.
+torch / other from the CPU times. All share the projection and the interface around the 2D stage; that they agree is
+checked. numba is the fastest CPU candidate beside plain torch of those that were tried for the pack.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import sys
 import time
 from pathlib import Path
 
+import literal_raster
 import numba_raster
 import torch
 
@@ -54,6 +55,7 @@ def measure(count: int, size: int, rounds: int) -> None:
         "torch": raster_torch.composite,
         "numba": numba_raster.scalar_composite,
         "numba, vectorised": numba_raster.simd_composite,
+        "literal torch": literal_raster.composite,
     }
     values = surface(count)
     cameras = orbit([30.0], 15.0, 1.5, 49.13)
