@@ -69,7 +69,7 @@ def harmonyview_demo(graph: Graph) -> None:
         toy = graph.node("MVDemoObject", seed=seed, size=128)
         graph.node("PreviewImage", "The input picture", images=toy["image"]).shows(340)
         graph.column()
-        model = graph.node("MVLoadDemoModel", "A near-sighted model", resolution=128, seed=seed, window=63, kappa=0.1)
+        model = graph.node("MVLoadDemoModel", "A near-sighted model", resolution=128, seed=seed, window=63, kappa=0.14)
         given = graph.node(
             "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=model["cameras"], width=128, height=128
         )

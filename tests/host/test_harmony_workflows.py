@@ -19,7 +19,7 @@ def test_demo_shows_more_agreement(host, object_info):
     prompt = workflow_to_prompt(read("harmonyview_demo"), object_info)
     for node in prompt.values():
         if node["class_type"] == "MVLoadDemoModel":
-            node["inputs"] |= {"resolution": 64, "window": 31}
+            node["inputs"] |= {"resolution": 64, "window": 31, "kappa": 0.1}
         if node["class_type"] == "MVViewConditioning":
             node["inputs"] |= {"width": 64, "height": 64}
         if node["class_type"] == "BasicScheduler":
