@@ -33,6 +33,7 @@ COVERED = 0.5  # coverage above which a pixel shows the surface
 TRUNCATION, TRUNCATION_SHARE = 3.0, 0.07
 # A voxel that fewer of the views see is inside: a few views that look through a gap must not dig tunnels.
 SEEN_SHARE = 0.2
+SMOOTH = 0.7  # voxels: below that the noise of the depths makes pits and handles
 SOLID = 3  # each Gaussian is drawn as opaque as this many on top of each other, so that less shines through
 VOXELS_AT_ONCE = 1 << 20
 BYTES_PER_VOXEL = 40  # measured peak of fusion, labelling and marching cubes
@@ -87,7 +88,7 @@ def splat_to_mesh(
     cut away. largest_only: drop pieces that are not joined to the largest one. memory_bytes: refuse to need more.
     on_step(done, total, picture (H,W,3) or None) is called after each view. Works on the Gaussians' device; the mesh
     is on the CPU. ValueError: nothing opaque, masks without cameras or of another number or that leave nothing, a
-    resolution out of range or beyond the memory.
+    resolution out of range, beyond the memory or too low for what there is.
     """
     if not SMALLEST <= resolution <= LARGEST:
         raise ValueError(f"The resolution must lie between {SMALLEST} and {LARGEST} voxels, got {resolution}.")
@@ -251,7 +252,9 @@ def _closed(volume: np.ndarray, largest_only: bool) -> np.ndarray:
     """With a border that is outside, without cavities and, if wanted, without all pieces but the largest."""
     from scipy import ndimage
 
-    volume = np.pad(volume, 1, constant_values=1.0)
+    volume = np.pad(ndimage.gaussian_filter(volume, SMOOTH), 1, constant_values=1.0)
+    if not (volume < 0).any():
+        raise ValueError("The splat is too thin for this resolution; raise the resolution.")
     volume[volume == 0] = 1e-6  # the surface on a grid point makes faces without area
     pieces, count = ndimage.label(volume < 0)
     if largest_only and count > 1:
