@@ -2,7 +2,7 @@
 
 They tell a view model which pixels of different views are the same point (Ouroboros3D, section 3.3 and appendix A.2).
 Two definitions. `canonical` is what the paper describes. `released` is what Ouroboros3D's public weights were trained
-with (references.md 3.4a): positions there are mostly the pixel's own, times its depth, so the two are not alike.
+with (references.md 3.4a): there a position is mostly the pixel's own number times its depth, so the two are not alike.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from .splats.gaussians import Gaussians
 from .splats.render import render_gaussians
 
 CUBE = 1.0
+DEFINITIONS = ("canonical", "released")
 NOTHING = 0.5
 # The released code's scale, from its own units to colours.
 RELEASED_SCALE = 0.001
@@ -39,8 +40,8 @@ def released_map(depth: Tensor, coverage: Tensor, cameras: Cameras) -> Tensor:
     """The same inputs -> (N,H,W,3) in [0,1], as Ouroboros3D's public weights know it; they were trained at 512 x 512.
 
     Depth is summed by weight and not divided by coverage; pixel numbers (from 0, not their centres) are multiplied by
-    it and divided by the focal length of a picture one unit wide; the result is placed in the weights' world and
-    multiplied by 0.001. Only its sign of direction and its growth with the pixel are what a position would have.
+    it and divided by the focal length of a picture one unit wide; the result is placed in the weights' world (relative
+    to the first camera: ray_frame) and multiplied by 0.001.
     """
     frame = ray_frame(cameras)
     height, width = depth.shape[1:]
@@ -53,16 +54,22 @@ def released_map(depth: Tensor, coverage: Tensor, cameras: Cameras) -> Tensor:
     return (world * (summed > 0)[..., None] * RELEASED_SCALE + NOTHING).clamp(0, 1)
 
 
+def coordinate_map(
+    depth: Tensor, coverage: Tensor, cameras: Cameras, definition: str = "canonical", cube: float = CUBE
+) -> Tensor:
+    """canonical_map or released_map by name. ValueError for another name."""
+    if definition not in DEFINITIONS:
+        raise ValueError(f"definition is '{definition}'; choose {' or '.join(DEFINITIONS)}.")
+    if definition == "released":
+        return released_map(depth, coverage, cameras)
+    return canonical_map(depth, coverage, cameras, cube)
+
+
 def feedback_maps(
     gaussians: Gaussians, cameras: Cameras, width: int, height: int, definition: str = "canonical", cube: float = CUBE
 ) -> tuple[Tensor, Tensor, Tensor]:
     """What a splat gives back to a view model: colour on white (N,H,W,3), coordinates (N,H,W,3), coverage (N,H,W)."""
-    if definition not in ("canonical", "released"):
-        raise ValueError(f"definition is '{definition}'; choose canonical or released.")
     drawn = render_gaussians(gaussians, cameras, width, height)
-    depth, coverage = drawn.depth[..., 0], drawn.alpha[..., 0]
-    if definition == "canonical":
-        coordinates = canonical_map(depth, coverage, cameras, cube)
-    else:
-        coordinates = released_map(depth, coverage, cameras)
+    coverage = drawn.alpha[..., 0]
+    coordinates = coordinate_map(drawn.depth[..., 0], coverage, cameras, definition, cube)
     return drawn.features.clamp(0, 1), coordinates, coverage

@@ -1,6 +1,6 @@
 """What Ouroboros3D adds to a Stable Video Diffusion UNet: rays of the cameras, and the last reconstruction fed back.
 
-Shi et al., Ouroboros3D (papers/ouroboros3d.txt), sections 3.1 and 3.3; references.md 3.1, 3.4b and 3.5. `Injector` has
+Ouroboros3D (papers/ouroboros3d.txt), sections 3.1 and 3.3; references.md 3.1, 3.4b and 3.5. `Injector` has
 the tensors of the released `mv_model_unet.pth` but for the UNet itself, and says what is added and where; putting it on
 a model is the host's business (nodes/ouroboros_model.py).
 

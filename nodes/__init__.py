@@ -12,9 +12,11 @@ from . import (
     depth,
     harmonyview,
     inversion,
+    lgm,
     measure,
     mesh,
     mirror,
+    ouroboros,
     pose_model,
     quality,
     refine,
@@ -33,6 +35,7 @@ class MultiViewExtension(ComfyExtension):
         nodes += [*splat_files.NODES, *measure.NODES]
         nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES, *refine.NODES]
         nodes += [*mesh.NODES, *turntable.NODES]
+        nodes += [*lgm.NODES, *ouroboros.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)
         return nodes

@@ -35,6 +35,7 @@ from workflows_harmony import harmonyview_demo, harmonyview_sv3d
 from workflows_inversion import invert_demo
 from workflows_mesh import views_to_mesh
 from workflows_mirror import mirror_two_stages_demo, mirror_two_stages_sv3d
+from workflows_ouroboros import ouroboros3d, sv3d_lgm_splat
 from workflows_poses import cluster_poses, mirage_generate, quality_scores
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
@@ -272,6 +273,8 @@ DESCRIPTIONS = [
     cluster_poses,
     mirage_generate,
     quality_scores,
+    sv3d_lgm_splat,
+    ouroboros3d,
 ]
 
 

@@ -38,6 +38,8 @@ SHOWN = (
     "cluster_poses",
     "mirage_generate",
     "quality_scores",
+    "sv3d_lgm_splat",
+    "ouroboros3d",
     "mirror_two_stages_sv3d",
 )
 

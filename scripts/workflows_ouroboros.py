@@ -1,0 +1,139 @@
+"""Descriptions of the workflows around LGM and Ouroboros3D."""
+
+from __future__ import annotations
+
+from workflow_graph import Graph, Slot
+from workflow_parts import (
+    BLUE,
+    BROWN,
+    GREEN,
+    PICTURE,
+    PURPLE,
+    contact_sheet,
+    sv3d_sampled,
+    turntable,
+    white_background,
+)
+
+LGM_NOTE = """
+## One picture to a splat in two passes: SV3D, then LGM
+
+**You need** two files and a graphics card:
+
+- `sv3d_p.safetensors` in `ComfyUI/models/checkpoints` (huggingface.co/stabilityai/sv3d; mind its licence)
+- `model_fp16_fixrot.safetensors` in `ComfyUI/models/lgm` (huggingface.co/ashawkey/LGM)
+
+SV3D draws 21 views. *LGM Reconstruct* takes the four that stand at right angles and makes the splat at once; *Fit
+Gaussian Splat* would take minutes, but uses all 21. It is told the views' true places: SV3D has none at exactly 90,
+180 and 270 degrees, and looks down on the object by your *elevation*.
+
+SV3D's lens is longer than the one LGM was trained with, so its views are made smaller for LGM, and the splat comes out
+a little coarser than LGM's best. Run on random weights only: how good it gets with the real ones is not measured.
+"""
+OUROBOROS_NOTE = """
+## Ouroboros3D: views that know their own splat
+
+**You need** three files and a graphics card:
+
+- `mv_model_unet.pth` in `ComfyUI/models/ouroboros3d` and `recon_model.pth` in `ComfyUI/models/lgm`
+  (huggingface.co/huanngzh/Ouroboros3D-SVD-LGM)
+- `svd.safetensors` in `ComfyUI/models/checkpoints` (Stable Video Diffusion, 14 frames; mind its licence)
+
+Both rounds sample as the released code does: 8 frames of 512 pixels, 25 Euler steps, guidance from 1 at the first view
+to 3 at the last, motion 127, noise on the picture 0.02. *fps* is 7 because the released code counts from 0.
+
+1. **First round**: the view model knows nothing of a splat. Four of its views go through *LGM Reconstruct*.
+2. **Second round**: the same noise, and the splat of the first round is fed back as colours and as coordinate maps.
+
+The released loop feeds back at every step, from views that are still noisy. Here the feedback of the whole second round
+comes from the finished first one, so that you can see and change it in between.
+
+Run on random weights only: how good it gets with the real ones is not measured.
+"""
+
+
+def loaded_lgm(graph: Graph, file: str) -> Slot:
+    loader = graph.node("MVLoadLGM", file=file)
+    graph.node("PreviewAny", "What the file is", source=loader["report"]).shows(140)
+    return loader["lgm"]
+
+
+def sv3d_lgm_splat(graph: Graph) -> None:
+    prefix = "multiview/sv3d_lgm"
+    with graph.group("Read me", BROWN):
+        graph.note(LGM_NOTE, (460, 520))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+    with graph.group("Views", BLUE):
+        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
+            elevation=elevation,
+        )["cameras"]  # fmt: skip
+        graph.column()
+        given = graph.node(
+            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
+            clip_vision=loader["CLIP_VISION"],
+        )  # fmt: skip
+        views = sv3d_sampled(graph, loader, given)
+    with graph.group("Splat", GREEN):
+        lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")
+        graph.column()
+        made = graph.node("MVLGMReconstruct", "Four views to a splat", lgm=lgm, images=views, cameras=cameras)
+        made.shows(PICTURE)
+        graph.node("PreviewAny", "Which views", source=made["report"]).shows(100)
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=made["splat"], filename_prefix=f"{prefix}/splat")
+    turntable(graph, made["splat"], prefix, 512, elevation, 2.0, 33.8)
+    graph.row()
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": made["renders"]})
+
+
+def ouroboros3d(graph: Graph) -> None:
+    prefix = "multiview/ouroboros3d"
+    with graph.group("Read me", BROWN):
+        graph.note(OUROBOROS_NOTE, (480, 640))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        cameras = graph.node("MVOrbitCameras", "Cameras it was trained on", preset="ouroboros3d", views=8)["cameras"]
+    with graph.group("Models", BLUE):
+        loader = graph.node("MVLoadOuroboros3D", file="mv_model_unet.pth", checkpoint="svd.safetensors")
+        lgm = loaded_lgm(graph, "recon_model.pth")
+        graph.column()
+        given = graph.node(
+            "SVD_img2vid_Conditioning", "What to draw", clip_vision=loader["clip_vision"], init_image=picture,
+            vae=loader["vae"], width=512, height=512, video_frames=8, motion_bucket_id=127, fps=7,
+            augmentation_level=0.02,
+        )  # fmt: skip
+    rows, maps = {}, {}
+    for title, colour in (("First round", GREEN), ("Second round", PURPLE)):
+        with graph.group(title, colour):
+            told = graph.node(
+                "MVOuroboros3DCameras", f"{title}: cameras", model=loader["model"], cameras=cameras, **maps
+            )["model"]
+            guided = graph.node("VideoLinearCFGGuidance", "Guidance 1 to 3", model=told, min_cfg=1.0)["MODEL"]
+            sampled = graph.node(
+                "KSampler", f"{title}: make the views", model=guided, positive=given["positive"],
+                negative=given["negative"], latent_image=given["latent"], seed=0, steps=25, cfg=3.0,
+                sampler_name="euler", scheduler="karras",
+            )  # fmt: skip
+            graph.column()
+            views = graph.node("VAEDecode", f"{title}: views", samples=sampled["LATENT"], vae=loader["vae"])["IMAGE"]
+            made = graph.node("MVLGMReconstruct", f"{title}: splat", lgm=lgm, images=views, cameras=cameras)
+            drawn = graph.node(
+                "MVCoordinateMaps", f"{title}: maps", splat=made["splat"], cameras=cameras, width=512, height=512,
+                definition="released",
+            )  # fmt: skip
+            maps = {"colour": drawn["colour"], "coordinates": drawn["coordinates"]}
+        short = title.split()[0].lower()
+        rows |= {f"{short}: views": views, f"{short}: splat": made["renders"]}
+    graph.row()
+    with graph.group("Splat", GREEN):
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=made["splat"], filename_prefix=f"{prefix}/splat")
+        true = graph.node(
+            "MVCoordinateMaps", "Where the surface is", splat=made["splat"], cameras=cameras, width=512, height=512
+        )
+        graph.node("PreviewImage", "Coordinate maps", images=true["coordinates"]).shows(PICTURE)
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 8, rows)

@@ -1,0 +1,133 @@
+"""LGM and Ouroboros3D in the real ComfyUI: their workflows on random weights of reduced width, and what they refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from comfy_host import NodeFailed, workflow_to_prompt
+from ouroboros_files import write_lgm, write_view_model
+from running_workflows import SIDE, find, pictures, read, reduced, text_of, watch
+
+VIEWS = 8
+
+
+@pytest.fixture(scope="module")
+def files(host):
+    """The files that the workflows ask for, where the host looks for them."""
+    models = host.base / "models"
+    made = [
+        write_lgm(models / "lgm" / "model_fp16_fixrot.safetensors"),
+        write_lgm(models / "lgm" / "recon_model.pth", timed=True),
+        write_view_model(models / "ouroboros3d" / "mv_model_unet.pth"),
+    ]
+    yield
+    for path in made:
+        path.unlink()
+
+
+def node(kind: str, **inputs) -> dict:
+    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+
+
+def from_toy(file: str = "model_fp16_fixrot.safetensors", views: int = 16, sigma: float = 0.0) -> dict:
+    """The true views of a demo toy through an LGM."""
+    return {
+        "cameras": node("MVOrbitCameras", preset="demo", views=views, preset_elevation=True, elevation=0.0,
+                        start_azimuth=0.0, radius=1.5, fov=49.13),
+        "toy": node("MVDemoObject", seed=3, variant=0, variants=6, size=64, background="white", cameras=["cameras", 0]),
+        "lgm": node("MVLoadLGM", file=file, rotations="auto"),
+        "made": node("MVLGMReconstruct", lgm=["lgm", 0], images=["toy", 1], cameras=["cameras", 0], tolerance=12.0,
+                     min_opacity=0.005, sigma=sigma),
+        "views": node("SaveImage", images=["made", 1], filename_prefix="watched/lgm"),
+        "said": node("PreviewAny", source=["made", 2]),
+        "kind": node("PreviewAny", source=["lgm", 1]),
+        "maps": node("MVCoordinateMaps", splat=["made", 0], cameras=["cameras", 0], width=64, height=64,
+                     definition="canonical", cube=1.0),
+        "drawn": node("MVGaussianRender", splat=["made", 0], cameras=["cameras", 0], width=64, height=64,
+                      background="white"),
+        "same": node("MVCompareViews", views=["maps", 1], reference=["drawn", 0], title="maps"),
+        "told": node("PreviewAny", source=["same", 0]),
+    }  # fmt: skip
+
+
+def test_lgm_makes_a_splat_of_four_of_sixteen_views(host, files):
+    result = host.run(from_toy(), timeout=600)
+    assert text_of(result, "said").endswith(
+        "from view 0 (0.0 degrees), view 4 (90.0 degrees), view 8 (180.0 degrees), view 12 (270.0 degrees)"
+    )
+    assert "an LGM" in text_of(result, "kind") and "rotations: as predicted" in text_of(result, "kind")
+    views = pictures(host, result, "views")
+    assert views.shape == (16, 64, 64, 3) and views.std() > 0.02
+    # The colours beside the coordinate maps are the ordinary render: 99 stands for equal pictures.
+    assert "| all | 99.00 |" in text_of(result, "told")
+
+
+def test_time_and_kind_of_file_matter(host, files):
+    finished = pictures(host, host.run(from_toy("recon_model.pth"), timeout=600), "views")
+    result = host.run(from_toy("recon_model.pth", sigma=100.0), timeout=600)
+    assert np.abs(pictures(host, result, "views") - finished).max() > 0.02
+    assert "recon_model" in text_of(result, "kind") and "rotations: all the identity" in text_of(result, "kind")
+
+
+def refused(host, prompt: dict) -> str:
+    with pytest.raises(NodeFailed) as caught:
+        host.run(prompt, timeout=600)
+    assert caught.value.exception_type == "ValueError"
+    return caught.value.exception_message
+
+
+def test_bad_input_is_refused(host, files):
+    said = refused(host, from_toy(views=6))
+    assert "none within 12 degrees of 90 and 270" in said and "MVGaussianReconstruct" in said
+    wrong = host.base / "models" / "lgm" / "mv_model_unet.pth"
+    wrong.write_bytes((host.base / "models" / "ouroboros3d" / "mv_model_unet.pth").read_bytes())
+    try:
+        said = refused(host, from_toy("mv_model_unet.pth"))
+    finally:
+        wrong.unlink()
+    assert "This file is Ouroboros3D's view model" in said and "an LGM is needed" in said
+    cameras = {"model": node("MVLoadDemoModel", kind="analytic", resolution=32, window=0, kappa=1.0, front_bias=0.0,
+                             seed=3)}  # fmt: skip
+    cameras["told"] = node("MVOuroboros3DCameras", model=["model", 0], cameras=["model", 2])
+    cameras["shown"] = node("TestInspect", value=["told", 0])
+    assert "has no feedback encoders" in refused(host, cameras)
+
+
+@pytest.mark.slow  # loads 1.9 GB of weights, then runs a 0.2 billion parameter UNet and CLIP H on the CPU
+def test_sv3d_then_lgm(host, object_info, files, sv3d_checkpoint, input_picture):
+    prompt = reduced(workflow_to_prompt(read("sv3d_lgm_splat"), object_info))
+    prompt[find(prompt, "MVOrbitCameras", "Cameras SV3D was trained on")]["inputs"]["views"] = VIEWS
+    watch(prompt, "renders", [find(prompt, "MVLGMReconstruct"), 1])
+    result = host.run(prompt, timeout=1500)
+    # Steps of 45 degrees; the input picture is the last view.
+    assert text_of(result, find(prompt, "PreviewAny", "Which views")).endswith(
+        "from view 7 (0.0 degrees), view 1 (90.0 degrees), view 3 (180.0 degrees), view 5 (270.0 degrees)"
+    )
+    assert pictures(host, result, "renders").shape == (VIEWS, SIDE, SIDE, 3)
+    assert result.files(find(prompt, "SaveAnimatedWEBP"))
+
+
+@pytest.mark.slow  # CLIP H and a full-size VAE on the CPU
+def test_ouroboros3d_in_two_rounds(host, object_info, files, sv3d_checkpoint, input_picture):
+    """SVD's VAE and CLIP vision are SV3D's, under the same names, so the one reduced checkpoint serves for both."""
+    prompt = workflow_to_prompt(read("ouroboros3d"), object_info)
+    for one in prompt.values():
+        if one["class_type"] == "KSampler":
+            assert (one["inputs"]["steps"], one["inputs"]["cfg"], one["inputs"]["sampler_name"]) == (25, 3.0, "euler")
+            one["inputs"]["steps"] = 2
+        for side in ("width", "height"):
+            if one["inputs"].get(side) == 512:
+                one["inputs"][side] = SIDE
+    prompt[find(prompt, "MVLoadOuroboros3D")]["inputs"]["checkpoint"] = "sv3d_p.safetensors"
+    rounds = ("First round", "Second round")
+    for name in rounds:
+        watch(prompt, name, [find(prompt, "VAEDecode", f"{name}: views"), 0])
+        watch(prompt, f"{name} maps", [find(prompt, "MVCoordinateMaps", f"{name}: maps"), 0])
+    result = host.run(prompt, timeout=1500)
+    first, second = (pictures(host, result, name) for name in rounds)
+    assert first.shape == second.shape == (VIEWS, SIDE, SIDE, 3)
+    # Same noise: what differs is what was fed back.
+    assert np.abs(first - second).mean() > 1e-3 and np.abs(first[0] - first[1]).mean() > 1e-3
+    maps = pictures(host, result, "First round maps")
+    # The released maps hardly leave grey at this size: at 64 pixels positions go to 64 * 2.4 / 1.4 * 0.001 = 0.11.
+    assert 0.01 < np.abs(maps - 0.5).max() < 0.2
