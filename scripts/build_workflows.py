@@ -31,12 +31,14 @@ from workflow_parts import (
 from workflows_attention import cross_frame_sd15, cross_frame_zero123
 from workflows_consistency import measure_consistency
 from workflows_depth import depth_demo
+from workflows_feedback import feedback_demo, feedback_sv3d
 from workflows_harmony import harmonyview_demo, harmonyview_sv3d
 from workflows_inversion import invert_demo
 from workflows_mesh import views_to_mesh
 from workflows_mirror import mirror_two_stages_demo, mirror_two_stages_sv3d
 from workflows_ouroboros import ouroboros3d, sv3d_lgm_splat
 from workflows_poses import cluster_poses, mirage_generate, quality_scores
+from workflows_refine import mirror_refine_demo, refine_demo, refine_sv3d
 
 WORKFLOWS = Path(__file__).resolve().parents[1] / "workflows"
 
@@ -265,6 +267,11 @@ DESCRIPTIONS = [
     invert_demo,
     mirror_two_stages_demo,
     mirror_two_stages_sv3d,
+    refine_demo,
+    refine_sv3d,
+    mirror_refine_demo,
+    feedback_demo,
+    feedback_sv3d,
     cross_frame_sd15,
     cross_frame_zero123,
     measure_consistency,

@@ -4,8 +4,8 @@
     python -m scripts.feedback_tables --objects 8     quicker
 
 Objects, model and measures are those of MIRROR's tables (scripts/mirror_cases.py), at two couplings. Of every run a
-splat is fitted to the final views (post-hoc) and rendered at the same cameras. 1 to 15 s a row and object on one core (half an hour in all);
-finished objects are kept in output/feedback_tables and not run again (--fresh does).
+splat is fitted to the final views (post-hoc) and rendered at the same cameras. 1 to 15 s a row and object on one core,
+half an hour in all; finished objects are kept in output/feedback_tables and not run again (--fresh does).
 A star marks a difference to the run without feedback, paired object by object, whose interval is clear of zero.
 """
 

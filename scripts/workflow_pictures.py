@@ -28,6 +28,9 @@ RUNNABLE = (
     "invert_demo",
     "measure_consistency",
     "mirror_two_stages_demo",
+    "refine_demo",
+    "mirror_refine_demo",
+    "feedback_demo",
 )
 SHOWN = (
     "sv3d_image_to_splat",
@@ -41,6 +44,8 @@ SHOWN = (
     "sv3d_lgm_splat",
     "ouroboros3d",
     "mirror_two_stages_sv3d",
+    "refine_sv3d",
+    "feedback_sv3d",
 )
 
 
