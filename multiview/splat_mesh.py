@@ -34,6 +34,9 @@ TRUNCATION, TRUNCATION_SHARE = 3.0, 0.07
 # A voxel that fewer of the views see is inside: a few views that look through a gap must not dig tunnels.
 SEEN_SHARE = 0.2
 SMOOTH = 0.7  # voxels: below that the noise of the depths makes pits and handles
+# The depth of a splat is that of its Gaussians' centres, which lie below the surface they paint. As a share of the
+# truncation; docs/mesh.md has the measurement.
+SKIN = 0.1
 SOLID = 3  # each Gaussian is drawn as opaque as this many on top of each other, so that less shines through
 VOXELS_AT_ONCE = 1 << 20
 BYTES_PER_VOXEL = 40  # measured peak of fusion, labelling and marching cubes
@@ -252,7 +255,7 @@ def _closed(volume: np.ndarray, largest_only: bool) -> np.ndarray:
     """With a border that is outside, without cavities and, if wanted, without all pieces but the largest."""
     from scipy import ndimage
 
-    volume = np.pad(ndimage.gaussian_filter(volume, SMOOTH), 1, constant_values=1.0)
+    volume = np.pad(ndimage.gaussian_filter(volume, SMOOTH) - SKIN, 1, constant_values=1.0)
     if not (volume < 0).any():
         raise ValueError("The splat is too thin for this resolution; raise the resolution.")
     volume[volume == 0] = 1e-6  # the surface on a grid point makes faces without area
