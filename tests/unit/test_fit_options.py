@@ -201,6 +201,27 @@ def test_a_fit_by_lpips_alone_lowers_it(ball):
     assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
 
 
+def test_lpips_gradient_against_finite_differences():
+    """In float64; and finite where no feature fires at all, as on a flat background."""
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        network = Lpips("alex").double().requires_grad_(False)
+        for head in network.heads:
+            torch.nn.init.uniform_(head)
+        target, picture, direction = torch.rand(3, 1, 32, 32, 3, dtype=torch.float64)
+    picture.requires_grad_()
+    network(picture, target).sum().backward()
+    step = 1e-6
+    with torch.no_grad():
+        up, down = (network(picture + s * step * direction, target) for s in (1, -1))
+    assert float((picture.grad * direction).sum()) == pytest.approx(float(up - down) / (2 * step), rel=1e-4)
+    for layer in network.features:
+        layer.bias.fill_(-1e3)
+    picture.grad = None
+    network(picture, target).sum().backward()
+    assert torch.equal(picture.grad, torch.zeros_like(picture))
+
+
 def test_lpips_that_cannot_serve(ball):
     cameras, images, masks, _ = ball
     with pytest.raises(ValueError, match="needs its network"):
