@@ -24,7 +24,9 @@ Press **Run**. It needs no download and no graphics card: a few minutes on two C
 **Other views than these?** Pictures that were not made in this graph have no seed to start from again: *DDIM
 Invert* finds their noise (workflow *invert_demo*).
 
-**Try** *strength* 0 (nothing changes), the presets *paper*, or another *Which toy*. What each setting does is in the
+How much it helps varies: with some seeds all views agree, with others two versions remain.
+
+**Try** another seed (the same in all three samplers), *strength* 0 (nothing changes), the presets *paper*, or another *Which toy*. What each setting does is in the
 help page of *MIRROR Rectify*: right-click, *Node Info*.
 """
 SV3D_NOTE = """
@@ -51,10 +53,10 @@ STEPS, SHARED = 30, 10
 class TwoStages:
     """Both stages: the same noise and settings, and the first steps, where nothing is decided yet, done only once."""
 
-    def __init__(self, graph: Graph, conditioning, vae: Slot, cfg: float):
+    def __init__(self, graph: Graph, conditioning, vae: Slot, cfg: float, seed: int = 0):
         self.graph, self.vae = graph, vae
         self.settings = {
-            "positive": conditioning["positive"], "negative": conditioning["negative"], "noise_seed": 0,
+            "positive": conditioning["positive"], "negative": conditioning["negative"], "noise_seed": seed,
             "steps": STEPS, "cfg": cfg, "sampler_name": "euler", "scheduler": "karras",
         }  # fmt: skip
         self.latent = conditioning["latent"]
@@ -100,7 +102,7 @@ def mirror_two_stages_demo(graph: Graph) -> None:
             "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=128, height=128
         )
     with graph.group("Stage 1", BLUE):
-        stages = TwoStages(graph, conditioning, model["vae"], cfg=1.0)
+        stages = TwoStages(graph, conditioning, model["vae"], cfg=1.0, seed=1)
         stages.begin(model["model"])
         graph.column()
         before = stages.finish("Draw the views", model["model"])
