@@ -1,7 +1,8 @@
 """Makes the picture that lies beside each workflow: python scripts/workflow_pictures.py [names]
 
 Workflows that run anywhere are run, and their contact sheet is the picture. The SV3D ones, which need the user's
-checkpoint, are shown as the graph in ComfyUI's page; that takes a browser (browser_session.py).
+checkpoint, are shown as the graph in ComfyUI's page; that takes a browser (browser_session.py). Those whose result
+lives in the page are run and shown there.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 from browser_session import Browser
@@ -47,6 +49,8 @@ SHOWN = (
     "refine_sv3d",
     "feedback_sv3d",
 )
+# They load the turntable that the demo saves.
+RUN_IN_PAGE = ("views_to_mesh",)
 
 
 TOY = {"seed": 23, "variant": 0, "variants": 6, "size": 576, "background": "white"}
@@ -92,19 +96,33 @@ def show(page: ComfyPage, name: str, folder: Path) -> None:
         save(picture, name, 2000)
 
 
+def run_in_page(page: ComfyPage, name: str, folder: Path) -> None:
+    page.open(json.loads((WORKFLOWS / f"{name}.json").read_text(encoding="utf-8")), name)
+    page.browser.evaluate("app.queuePrompt(0).then(() => true)")
+    while page.host.queued():
+        time.sleep(1)
+    time.sleep(3)  # the page loads what was made
+    page.picture(folder / "page.png")
+    with Image.open(folder / "page.png") as picture:
+        save(picture, name, 2000)
+
+
 def main(names: list[str]) -> int:
-    wanted = names or [*RUNNABLE, *SHOWN]
+    wanted = names or [*RUNNABLE, *SHOWN, *RUN_IN_PAGE]
     with tempfile.TemporaryDirectory() as folder, ComfyHost(Path(folder, "base"), threads=1) as host:
         object_info = host.object_info()
-        for name in [n for n in RUNNABLE if n in wanted]:
+        in_page = [n for n in RUN_IN_PAGE if n in wanted]
+        for name in [n for n in RUNNABLE if n in wanted or (in_page and n == RUNNABLE[0])]:
             run(host, name, object_info)
         shown = [n for n in SHOWN if n in wanted]
-        if shown:
+        if shown or in_page:
             put_example(host)
             with Browser((2560, 1440)) as browser:
                 page = ComfyPage(browser, host)
                 for name in shown:
                     show(page, name, Path(folder))
+                for name in in_page:
+                    run_in_page(page, name, Path(folder))
     return 0
 
 
