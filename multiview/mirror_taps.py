@@ -22,23 +22,24 @@ class Taps:
 
     def __init__(self, matches: Correspondence, neighbour_weights: Tensor, skip_background: bool = True):
         """neighbour_weights: (K,), 0 or more. skip_background: a neighbour that shows background does not count."""
-        _, k, height, width = matches.confidence.shape
-        u, v = matches.uv.unbind(-1)
-        inside = (u >= 0) & (u <= width) & (v >= 0) & (v <= height)
+        height, width = matches.confidence.shape[2:]
+        view, row, column = (matches.confidence > 0).any(1).nonzero(as_tuple=True)
+        uv, confidence = matches.uv[view, :, row, column], matches.confidence[view, :, row, column]  # (R,K,2), (R,K)
+        u, v = uv.unbind(-1)
+        confidence = confidence * ((u >= 0) & (u <= width) & (v >= 0) & (v <= height))
         (left, right, across), (up, down, along) = bracket(u, width), bracket(v, height)
-        first = (matches.neighbours.clamp_min(0) * height * width)[:, :, None, None]
-        cells = torch.stack([first + row * width + column for row in (up, down) for column in (left, right)], dim=-1)
+        first = matches.neighbours.clamp_min(0)[view] * height * width
+        cells = torch.stack([first + y * width + x for y in (up, down) for x in (left, right)], dim=-1)
         weights = torch.stack([a * b for a in (1 - along, along) for b in (1 - across, across)], dim=-1)
-        confidence = matches.confidence * inside
         if skip_background:
             confidence = confidence * ((matches.foreground.flatten()[cells] * weights).sum(-1) > 0)
-        omega = neighbour_weights.to(confidence).view(1, k, 1, 1)
-        norm = (omega * confidence).sum(1).flatten()
-        self.rows = (norm > 0).nonzero()[:, 0]
-        self.trust = (confidence * (omega > 0)).amax(1).flatten()[self.rows]
-        self.cells = cells.movedim(1, 3).flatten(3).flatten(0, 2)[self.rows]
-        weights = (weights * (omega * confidence)[..., None]).movedim(1, 3).flatten(3).flatten(0, 2)
-        self.weights = weights[self.rows] / norm[self.rows, None]
+        omega = neighbour_weights.to(confidence)
+        norm = (omega * confidence).sum(1)
+        found = norm > 0
+        self.rows = ((view * height + row) * width + column)[found]
+        self.trust = (confidence * (omega > 0)).amax(1)[found]
+        self.cells = cells.flatten(1)[found]
+        self.weights = ((weights * (omega * confidence)[..., None]).flatten(1) / norm.clamp_min(1e-12)[:, None])[found]
         self.cells_per_view = height * width
 
     def pull(self, x0: Tensor, eta: Tensor, iterations: int) -> Tensor:
