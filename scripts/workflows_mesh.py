@@ -28,7 +28,7 @@ Press **Run**. It needs no graphics card; on two CPU cores it takes a few minute
 def views_to_mesh(graph: Graph) -> None:
     prefix = "multiview/mesh"
     with graph.group("Read me", BROWN):
-        graph.note(NOTE, (480, 640))
+        graph.note(NOTE, (480, 460))
     with graph.group("1 Input", BLUE):
         pictures = graph.node(
             "LoadImage", "Your views, one file", image="multiview/demo/turntable_00001_.webp [output]"
@@ -43,7 +43,7 @@ def views_to_mesh(graph: Graph) -> None:
         ).shows(300)  # fmt: skip
         graph.node("MVSaveSplat", "Save the splat (.ply)", splat=fit["splat"], filename_prefix=f"{prefix}/splat")
     with graph.group("3 Mesh", PURPLE):
-        mesh = graph.node("MVSplatToMesh", "Its surface", splat=fit["splat"], resolution=128)
+        mesh = graph.node("MVSplatToMesh", "Its surface", splat=fit["splat"], resolution=128).shows(240)
         graph.node("PreviewAny", "What it reports", source=mesh["report"]).shows(120)
         graph.node(
             "MVSaveMesh", "Save the mesh with colours", mesh=mesh["mesh"], filename_prefix=f"{prefix}/coloured"

@@ -8,10 +8,11 @@ const NODE = "MVTurntablePreview";
 const PROPERTY = "mv_turntable";
 const SMALLEST = [320, 400];
 const WIDGET_HEIGHT = 240;
+const SHARP = 512; // small pictures are drawn larger, so that the line of the comparison stays thin
 const STYLE = `
 .mv-turntable { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
   font: 12px sans-serif; color: var(--input-text, #ddd); user-select: none; }
-.mv-turntable-stage { position: relative; flex: 1 1 0; min-height: 80px; }
+.mv-turntable-stage { position: relative; flex: 1 1 auto; height: 340px; min-height: 80px; }
 .mv-turntable canvas { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; cursor: grab;
   touch-action: none; border-radius: 4px; }
 .mv-turntable canvas:active { cursor: grabbing; }
@@ -165,8 +166,10 @@ class Turntable {
       return;
     }
     this.message.textContent = "";
-    this.canvas.width = this.views[0].naturalWidth;
-    this.canvas.height = this.views[0].naturalHeight;
+    const { naturalWidth, naturalHeight } = this.views[0];
+    const scale = Math.ceil(SHARP / naturalWidth);
+    this.canvas.width = scale * naturalWidth;
+    this.canvas.height = scale * naturalHeight;
     this.element.dataset.state = "ready";
     this.turnTo(this.index);
   }
@@ -194,6 +197,7 @@ class Turntable {
   draw() {
     const { width, height } = this.canvas;
     const context = this.canvas.getContext("2d");
+    context.imageSmoothingEnabled = false; // the page's own scaling is smooth
     context.clearRect(0, 0, width, height);
     context.drawImage(this.views[this.index], 0, 0, width, height);
     const earlier = this.before[this.index];
