@@ -76,9 +76,14 @@ CUSTOM = "custom"
 
 
 class Reconstruct(Protocol):
-    """Views (N,H,W,3) in [0,1] and the last splat, if there was one, to a splat. ValueError for useless views."""
+    """Views (N,H,W,3) in [0,1] at noise level sigma, and the last splat, if there was one, to a splat.
 
-    def __call__(self, images: Tensor, last: Gaussians | None, on_step: OnStep | None = None) -> Gaussians: ...
+    ValueError for useless views.
+    """
+
+    def __call__(
+        self, images: Tensor, last: Gaussians | None, sigma: float | None = None, on_step: OnStep | None = None
+    ) -> Gaussians: ...
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,9 @@ class QuickFit:
     device: torch.device | str = "cpu"
     seed: int = 0
 
-    def __call__(self, images: Tensor, last: Gaussians | None, on_step: OnStep | None = None) -> Gaussians:
+    def __call__(
+        self, images: Tensor, last: Gaussians | None, sigma: float | None = None, on_step: OnStep | None = None
+    ) -> Gaussians:
         config = FitConfig(
             iterations=self.first if last is None else self.again, points=self.points, max_points=self.points,
             densify_every=0, views_per_step=4, w_msssim=0.0, seed=self.seed,

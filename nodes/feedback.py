@@ -5,16 +5,22 @@ from __future__ import annotations
 import math
 
 import comfy.model_management
+from comfy.patcher_extension import WrappersMP
 from comfy_api.latest import io
 
+from ..multiview.coordinates import DEFINITIONS
 from ..multiview.feedback import CUSTOM, PRESETS, Moments, QuickFit
+from ..multiview.lgm_reconstruct import choose_views
 from . import host
-from .feedback_patch import Feedback, FeedbackPatch, check_vae, input_view_kept
+from .feedback_patch import Feedback, FeedbackPatch, InjectedFeedback, by_lgm, check_vae, input_view_kept
 from .host import CamerasType, advanced, schema
+from .lgm import LGMType
 from .mirror_patch import WINDOWS
+from .ouroboros_model import check_injector
 
 # More than any short fit of a few thousand Gaussians took.
 FIT_MEMORY_BYTES = 1024**3
+TRAINED = "Ouroboros3D (trained)"
 
 
 class ThreeDFeedback(io.ComfyNode):
@@ -35,10 +41,11 @@ class ThreeDFeedback(io.ComfyNode):
                                "any model with the views as batch."),
                 io.Vae.Input("vae", tooltip="The VAE that belongs to the model."),
                 CamerasType.Input("cameras", tooltip="The cameras the views are drawn from, in the same order."),
-                io.Combo.Input("preset", options=[*PRESETS, CUSTOM], default="default",
+                io.Combo.Input("preset", options=[*PRESETS, CUSTOM, TRAINED], default="default",
                                tooltip="default: what did best in our tables. VideoMV: at 20, 30 and 40 of 50 steps "
                                "the render takes the place of the view; cheapest. Cycle3D: at every step. custom: the "
-                               "settings marked custom below."),
+                               "settings marked custom below. Ouroboros3D: for the model of Ouroboros3D Cameras only; "
+                               "colour and coordinates of the splat are told to its network, at every step."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=4.0, step=0.05, round=0.001,
                                tooltip="Factor on the weight of the renders. 0 leaves the model exactly as it is."),
                 io.Boolean.Input("keep_input", default=False,
@@ -71,6 +78,11 @@ class ThreeDFeedback(io.ComfyNode):
                          tooltip="Gaussians of the splat."),
                 advanced(io.Int.Input, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                          tooltip="Seed of the fits."),
+                advanced(io.Combo.Input, "coordinates", options=list(DEFINITIONS), default="released",
+                         tooltip="Ouroboros3D: how coordinates become colours. released: for the public weights. "
+                         "canonical: for encoders trained with this pack."),
+                LGMType.Input("lgm", optional=True, tooltip="Reconstruct with this network instead of fitting: quicker "
+                              "on a graphics card. Needs views at 0, 90, 180 and 270 degrees on white."),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The model with the feedback, for any sampler or "
                                      "guider.")],
@@ -80,13 +92,16 @@ class ThreeDFeedback(io.ComfyNode):
     def execute(
         cls, model, vae, cameras, preset, strength, keep_input, start_percent, end_percent, input_weight, object_only,
         weight, every, start_noise, end_noise, first_iterations, iterations, points, seed,
+        coordinates, lgm=None,
     ) -> io.NodeOutput:  # fmt: skip
         if not start_percent < end_percent:
             raise ValueError(
                 f"The feedback must start before it ends, got start_percent {start_percent:g} and end_percent "
                 f"{end_percent:g}; choose a smaller start."
             )
-        moments = PRESETS.get(preset) or Moments(
+        if preset == TRAINED:
+            check_injector(model)
+        moments = PRESETS["Cycle3D (every step)"] if preset == TRAINED else PRESETS.get(preset) or Moments(
             weight=weight, start=start_noise or math.inf, end=end_noise, softness=PRESETS["default"].softness,
             every=every,
         )  # fmt: skip
@@ -99,6 +114,8 @@ class ThreeDFeedback(io.ComfyNode):
         if handler is not None and getattr(handler, "context_length", len(cameras)) < len(cameras):
             raise ValueError(WINDOWS.replace("MIRROR pulls views toward each other", "3D feedback needs all views"))
         check_vae(vae, model)
+        if lgm is not None:
+            choose_views(cameras)
         patched = model.clone()
         if strength > 0:
             device = host.fit_device()
@@ -106,10 +123,15 @@ class ThreeDFeedback(io.ComfyNode):
             weights = None if input_weight == 1 else input_view_kept(cameras, input_weight)
             fit = QuickFit(cameras, first_iterations, iterations, points, weights, device, seed)
             feedback = Feedback(
-                cameras, vae, fit, moments, input_view_kept(cameras, 0.0 if keep_input else 1.0), object_only,
-                start_percent, end_percent, strength,
+                cameras, vae, by_lgm(lgm, cameras) if lgm else fit, moments,
+                input_view_kept(cameras, 0.0 if keep_input else 1.0), object_only, start_percent, end_percent, strength,
             )  # fmt: skip
-            patched.set_model_sampler_post_cfg_function(FeedbackPatch(feedback))
+            if preset == TRAINED:
+                patch = InjectedFeedback(feedback, coordinates)
+                patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "mv_feedback", patch.around_model)
+            else:
+                patch = FeedbackPatch(feedback)
+            patched.set_model_sampler_post_cfg_function(patch)
         return io.NodeOutput(patched)
 
 

@@ -12,11 +12,14 @@ from comfy.model_sampling import CONST
 from torch import Tensor
 
 from ..multiview.cameras import Cameras
+from ..multiview.coordinates import feedback_maps
 from ..multiview.feedback import Moments, Reconstruct, blend, render_views, something_to_see
+from ..multiview.lgm_reconstruct import LGMModel
 from ..multiview.mirror_schedule import noise_ratio
 from ..multiview.splats.gaussians import Gaussians
 from . import host
 from .mirror_patch import step_of
+from .ouroboros_model import FEEDBACK
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,26 @@ class FeedbackPatch:
 
     def __call__(self, args: dict) -> Tensor:
         denoised, sigma = args["denoised"], float(args["sigma"].max())
-        sampling, options = args["model"].model_sampling, args["model_options"]
         views = as_views(denoised, self.feedback.cameras)
-        step, steps = step_of(sigma, options)
+        step, steps = step_of(sigma, args["model_options"])
         if step == 0:
             self._keep(None)
-        weight = self._weight(sampling, sigma, step, steps)
+        weight = self._weight(args["model"].model_sampling, sigma, step, steps)
         if weight <= 0:
             return denoised
-        return self._fed_back(args["model"], views, weight).view_as(denoised)
+        images = self._decoded(args["model"], views)
+        if not something_to_see(images):
+            logging.info("[multiview] 3D feedback: nothing to be seen in some view yet, this step goes without.")
+            return denoised
+        last = self._last.get(threading.get_ident())
+        splat = self.feedback.reconstruct(images, last, sigma, lambda *_: host.check_cancelled())
+        self._keep(splat)
+        fed_back = self._fed_back(args["model"], views, images, splat, weight)
+        # Decoding and the network that reconstructs may have moved the model away to make room.
+        patcher = getattr(args["model"], "current_patcher", None)
+        if patcher is not None:
+            comfy.model_management.load_models_gpu([patcher])
+        return fed_back.view_as(denoised)
 
     def _weight(self, sampling, sigma: float, step: int, steps: int) -> float:
         f = self.feedback
@@ -67,9 +81,9 @@ class FeedbackPatch:
         ratio = noise_ratio(min(sigma, 1.0) if flow else sigma, flow)
         return f.strength * f.moments.weight_at(ratio, step, steps)
 
-    def _fed_back(self, model, views: Tensor, weight: float) -> Tensor:
-        f = self.feedback
-        images = f.vae.decode(model.process_latent_out(views))
+    def _decoded(self, model, views: Tensor) -> Tensor:
+        """(N,H,W,3) in [0,1]."""
+        images = self.feedback.vae.decode(model.process_latent_out(views))
         if images.ndim == 5:  # VAEs of video give (B,T,H,W,C)
             images = images.flatten(0, 1)
         if len(images) != len(views):
@@ -77,18 +91,12 @@ class FeedbackPatch:
                 f"The VAE makes {len(images)} pictures of {len(views)} views, so it joins pictures over time; connect "
                 "the VAE of a model that draws each view by itself (SV3D, SVD, SD, a demo model)."
             )
-        images = images[..., :3].float().clamp(0, 1)
-        if not something_to_see(images):
-            logging.info("[multiview] 3D feedback: nothing to be seen in some view yet, this step goes without.")
-            return views
-        splat = f.reconstruct(images, self._last.get(threading.get_ident()), lambda *_: host.check_cancelled())
-        self._keep(splat)
+        return images[..., :3].float().clamp(0, 1)
+
+    def _fed_back(self, model, views: Tensor, images: Tensor, splat: Gaussians, weight: float) -> Tensor:
+        f = self.feedback
         renders, coverage = render_views(splat, f.cameras, images)
         again = model.process_latent_in(f.vae.encode(renders)).to(views)
-        # Decoding may have moved the model away to make room.
-        patcher = getattr(model, "current_patcher", None)
-        if patcher is not None:
-            comfy.model_management.load_models_gpu([patcher])
         return blend(views, again, weight, f.keep, coverage if f.object_only else None)
 
     def _keep(self, splat: Gaussians | None) -> None:
@@ -97,6 +105,50 @@ class FeedbackPatch:
                 self._last.pop(threading.get_ident(), None)
             else:
                 self._last[threading.get_ident()] = splat
+
+
+class InjectedFeedback(FeedbackPatch):
+    """Ouroboros3D's form: the renders and coordinate maps of one step are told to the network in the next.
+
+    The model carries the trained encoders (ouroboros_model.py); the prediction itself is left as it is.
+    """
+
+    def __init__(self, feedback: Feedback, definition: str):
+        super().__init__(feedback)
+        self.definition = definition
+        self._maps: dict[int, dict[str, Tensor]] = {}
+
+    def _fed_back(self, model, views: Tensor, images: Tensor, splat: Gaussians, weight: float) -> Tensor:
+        height, width = images.shape[1:3]
+        with torch.no_grad():
+            drawn = feedback_maps(splat, self.feedback.cameras, width, height, self.definition)[:2]
+        colour, coordinates = (one.movedim(-1, 1) for one in drawn)
+        self._maps[threading.get_ident()] = {"colour": colour, "coordinates": coordinates}
+        return views
+
+    def _keep(self, splat: Gaussians | None) -> None:
+        super()._keep(splat)
+        if splat is None:
+            self._maps.pop(threading.get_ident(), None)
+
+    def around_model(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None,
+                     **kwargs):  # fmt: skip
+        """Round the model (WrappersMP.APPLY_MODEL): the last step's maps into its options, none in the first step."""
+        options = dict(transformer_options or {})
+        maps = self._maps.get(threading.get_ident())
+        if maps is not None and step_of(float(t.max()), {"transformer_options": options})[0] > 0:
+            options[FEEDBACK] = maps
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+
+def by_lgm(lgm: LGMModel, cameras: Cameras) -> Reconstruct:
+    """Reconstruction by a network in place of a fit."""
+
+    def reconstruct(images, _last, sigma=None, _on_step=None) -> Gaussians:
+        host.place_network(lgm.network)
+        return lgm(images.to(lgm.network.conv.weight.device), cameras, sigma).to(host.fit_device())
+
+    return reconstruct
 
 
 def as_views(denoised: Tensor, cameras: Cameras) -> Tensor:

@@ -66,6 +66,16 @@ def injector_of(model) -> Injector:
     return found[0].model
 
 
+def check_injector(model) -> None:
+    """ValueError for a MODEL that cannot be told of a reconstruction: without feedback encoders, or without cameras."""
+    injector_of(model)
+    if not model.get_wrappers(comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL, KEY):
+        raise ValueError(
+            "This model has feedback encoders but no cameras yet; put Ouroboros3D Cameras and Feedback before this "
+            "node."
+        )
+
+
 @dataclass(frozen=True)
 class Call:
     """What the blocks of one run of the UNet share: features of the N views, repeated for each part of the batch."""

@@ -26,8 +26,8 @@ Invert* finds their noise (workflow *invert_demo*).
 
 How much it helps varies: with some seeds all views agree, with others two versions remain.
 
-**Try** another seed (the same in all three samplers), *strength* 0 (nothing changes), the presets *paper*, or another *Which toy*. What each setting does is in the
-help page of *MIRROR Rectify*: right-click, *Node Info*.
+**Try** another seed (the same in all three samplers), *strength* 0 (nothing changes), the presets *paper*, or another
+*Which toy*. What each setting does is in the help page of *MIRROR Rectify*: right-click, *Node Info*.
 """
 SV3D_NOTE = """
 ## MIRROR with SV3D: views that agree, then a splat

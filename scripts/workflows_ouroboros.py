@@ -39,14 +39,15 @@ OUROBOROS_NOTE = """
   (huggingface.co/huanngzh/Ouroboros3D-SVD-LGM)
 - `svd.safetensors` in `ComfyUI/models/checkpoints` (Stable Video Diffusion, 14 frames; mind its licence)
 
-Both rounds sample as the released code does: 8 frames of 512 pixels, 25 Euler steps, guidance from 1 at the first view
+Both runs sample as the released code does: 8 frames of 512 pixels, 25 Euler steps, guidance from 1 at the first view
 to 3 at the last, motion 127, noise on the picture 0.02. *fps* is 7 because the released code counts from 0.
 
-1. **First round**: the view model knows nothing of a splat. Four of its views go through *LGM Reconstruct*.
-2. **Second round**: the same noise, and the splat of the first round is fed back as colours and as coordinate maps.
+1. **Without feedback**: the view model knows nothing of a splat.
+2. **With feedback**: the same noise. After every step *3D Feedback* makes a splat of the views as they are by then,
+   with Ouroboros3D's own reconstruction network, and tells the view model in the next step how it looks: colours and
+   coordinate maps.
 
-The released loop feeds back at every step, from views that are still noisy. Here the feedback of the whole second round
-comes from the finished first one, so that you can see and change it in between.
+The splat of each run's finished views is made by the same network.
 
 Run on random weights only: how good it gets with the real ones is not measured.
 """
@@ -106,13 +107,14 @@ def ouroboros3d(graph: Graph) -> None:
             vae=loader["vae"], width=512, height=512, video_frames=8, motion_bucket_id=127, fps=7,
             augmentation_level=0.02,
         )  # fmt: skip
-    rows, maps = {}, {}
-    for title, colour in (("First round", GREEN), ("Second round", PURPLE)):
+        told = graph.node("MVOuroboros3DCameras", model=loader["model"], cameras=cameras)["model"]
+    fed = graph.node(
+        "MV3DFeedback", model=told, vae=loader["vae"], cameras=cameras, lgm=lgm, preset="Ouroboros3D (trained)"
+    )["model"]
+    rows = {}
+    for title, colour, model in (("Without feedback", GREEN, told), ("With feedback", PURPLE, fed)):
         with graph.group(title, colour):
-            told = graph.node(
-                "MVOuroboros3DCameras", f"{title}: cameras", model=loader["model"], cameras=cameras, **maps
-            )["model"]
-            guided = graph.node("VideoLinearCFGGuidance", "Guidance 1 to 3", model=told, min_cfg=1.0)["MODEL"]
+            guided = graph.node("VideoLinearCFGGuidance", "Guidance 1 to 3", model=model, min_cfg=1.0)["MODEL"]
             sampled = graph.node(
                 "KSampler", f"{title}: make the views", model=guided, positive=given["positive"],
                 negative=given["negative"], latent_image=given["latent"], seed=0, steps=25, cfg=3.0,
@@ -121,11 +123,6 @@ def ouroboros3d(graph: Graph) -> None:
             graph.column()
             views = graph.node("VAEDecode", f"{title}: views", samples=sampled["LATENT"], vae=loader["vae"])["IMAGE"]
             made = graph.node("MVLGMReconstruct", f"{title}: splat", lgm=lgm, images=views, cameras=cameras)
-            drawn = graph.node(
-                "MVCoordinateMaps", f"{title}: maps", splat=made["splat"], cameras=cameras, width=512, height=512,
-                definition="released",
-            )  # fmt: skip
-            maps = {"colour": drawn["colour"], "coordinates": drawn["coordinates"]}
         short = title.split()[0].lower()
         rows |= {f"{short}: views": views, f"{short}: splat": made["renders"]}
     graph.row()

@@ -54,7 +54,7 @@ def node(model=MODEL, **changed):
     inputs = {
         "vae": VAE, "cameras": CAMERAS, "preset": "default", "strength": 1.0, "keep_input": False, "start_percent": 0.0,
         "end_percent": 1.0, "input_weight": 1.0, "object_only": False, "weight": 2.0, "every": 1, "start_noise": 0.0,
-        "end_noise": 0.3, "seed": 3, **FIT,
+        "end_noise": 0.3, "seed": 3, "coordinates": "released", **FIT,
     }  # fmt: skip
     return ThreeDFeedback.execute(model, **{**inputs, **changed})[0]
 

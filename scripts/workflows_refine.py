@@ -1,0 +1,212 @@
+"""Renoise-restart (IM-3D): views, a splat of them, its renders drawn again; alone, with SV3D, and after MIRROR."""
+
+from __future__ import annotations
+
+from workflow_graph import Graph, Slot
+from workflow_parts import BLUE, BROWN, GREEN, PICTURE, PURPLE, WIDE_PICTURE, contact_sheet, white_background
+
+VIEWS = 16
+DEMO_NOTE = """
+## From views that contradict each other to one object
+
+Press **Run**. It needs no download and no graphics card: a few minutes on two CPU cores.
+
+1. **Views**: a near-sighted demo model draws 16 views around a toy. Each looks right by itself, but the back changes
+   from view to view.
+2. **Refine** (IM-3D): a splat is fitted to the views. It is one object, so its renders agree, but they are soft. Some
+   noise is put on them, and the model draws them again from there. Two rounds, then the last splat. While it runs, the
+   node shows each part of each round.
+3. **Look**: the rows are the first views, those of round 1 and 2, and the last splat. *agreement* is the share of
+   views that show the same toy (1 = all).
+
+**Try** other *values*: 0.1 stays as soft as the splat, 0.6 lets the views contradict each other again. Change only the
+second number, and only the second round is computed again. More *rounds* only compute what is new.
+"""
+SV3D_NOTE = """
+## SV3D's views, refined by their own splat
+
+**You need** `sv3d_p.safetensors` in `models/checkpoints` (mind its licence) and a graphics card.
+
+1. Choose your picture: **one object, centred, filling about two thirds of the frame**, and its *elevation*.
+2. **Views**: SV3D draws 21 views on the orbit it was trained on.
+3. **Refine**: fit a splat, render it, put noise on the renders, draw them again from there; twice. Each round costs a
+   fit and as many steps as its number in *values* says: 0.3 of 30 steps are 9.
+4. Compare the rows. The saved splat is that of the last views.
+
+Details of your picture get lost? Lower *values*. Nothing changes? Raise it. *losses* IM-3D forgives small
+contradictions (it needs LPIPS weights).
+This workflow was not run with real SV3D weights where it was written, only with random ones of the same layout.
+"""
+MIRROR_NOTE = """
+## MIRROR, then IM-3D's loop
+
+Press **Run**. It needs no download and no graphics card: a few minutes on two CPU cores.
+
+1. **Stage 1**: views that contradict each other, and their depth.
+2. **Stage 2**: *MIRROR Rectify* makes the views agree while they are drawn from the same noise.
+3. **Refine**: one round of fit, noise and drawing again. What MIRROR left over, the splat settles.
+
+Compare the verdicts: *agreement* before, after MIRROR, and after the round. The round uses the model **without**
+MIRROR: the splat does that work now. Connect *Guider of stage 2* instead to use both at once.
+"""
+
+
+def sampling(graph: Graph, model: Slot, steps: int) -> dict[str, Slot]:
+    """Sampler and schedule that drawing and refining share."""
+    return {
+        "sampler": graph.node("KSamplerSelect", sampler_name="euler")["SAMPLER"],
+        "sigmas": graph.node("BasicScheduler", model=model, scheduler="karras", steps=steps, denoise=1.0)["SIGMAS"],
+    }
+
+
+def guided(graph: Graph, title: str, model: Slot, conditioning, cfg: float) -> Slot:
+    return graph.node(
+        "CFGGuider", title, model=model, positive=conditioning["positive"], negative=conditioning["negative"], cfg=cfg
+    )["GUIDER"]  # fmt: skip
+
+
+def drawn(graph: Graph, title: str, guider: Slot, how: dict[str, Slot], latent: Slot, noise: Slot, vae: Slot) -> Slot:
+    sampled = graph.node("SamplerCustomAdvanced", title, noise=noise, guider=guider, latent_image=latent, **how)
+    return graph.node("VAEDecode", samples=sampled["output"], vae=vae)["IMAGE"]
+
+
+def refined(graph: Graph, prefix: str, views: Slot, cameras: Slot, vae: Slot, guider: Slot, how: dict, **settings):
+    with graph.group("Refine", GREEN):
+        node = graph.node(
+            "MVIterativeRefine", "Fit, noise, draw again", images=views, cameras=cameras, vae=vae, guider=guider,
+            **how, **settings,
+        ).shows(PICTURE)  # fmt: skip
+        graph.column()
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=node["splat"], filename_prefix=f"{prefix}/splat")
+        graph.node("PreviewAny", "Where the rounds start", source=node["report"]).shows(120)
+    return node
+
+
+def demo_toy(graph: Graph):
+    """(model, cameras, conditioning) of the toy whose views contradict each other."""
+    with graph.group("Input", BLUE):
+        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
+        toy = graph.node("MVDemoObject", seed=seed, size=128)
+        graph.column()
+        model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, window=63, kappa=0.02, front_bias=0.1)
+        conditioning = graph.node(
+            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=model["cameras"], width=128, height=128
+        )
+    return model, model["cameras"], conditioning
+
+
+def judged(graph: Graph, model: Slot, titled: dict[str, Slot]) -> Slot:
+    """Verdicts on several sets of views; what the last one comes nearest to."""
+    truth = None
+    for title, views in titled.items():
+        verdict = graph.node("MVDemoJudge", f"Which toy is it, {title}?", model=model, views=views)
+        graph.node("PreviewAny", f"The verdict {title}", source=verdict["report"]).shows(160, 400)
+        truth = verdict["truth"]
+    return truth
+
+
+def round_of(graph: Graph, refine, number: int, views: int) -> Slot:
+    return graph.node(
+        "ImageFromBatch", f"Views of round {number}", image=refine["all_views"], batch_index=number * views,
+        length=views,
+    )["IMAGE"]  # fmt: skip
+
+
+def refine_demo(graph: Graph) -> None:
+    prefix = "multiview/refine"
+    with graph.group("Read me", BROWN):
+        graph.note(DEMO_NOTE, (480, 640))
+    model, cameras, conditioning = demo_toy(graph)
+    with graph.group("Views", BLUE):
+        guider = guided(graph, "Model and conditioning", model["model"], conditioning, 1.0)
+        how = sampling(graph, model["model"], 30)
+        noise = graph.node("RandomNoise", noise_seed=0)["NOISE"]
+        graph.column()
+        before = drawn(graph, "Draw the views", guider, how, conditioning["latent"], noise, model["vae"])
+    refine = refined(graph, prefix, before, cameras, model["vae"], guider, how, rounds=2)
+    graph.row()
+    with graph.group("Look", BROWN):
+        judged(graph, model["model"], {"before": before, "after": refine["views"]})
+        first = round_of(graph, refine, 1, VIEWS)
+        graph.column()
+        rows = {"before": before, "round 1": first, "round 2": refine["views"], "splat": refine["renders"]}
+        contact_sheet(graph, prefix, cameras, 8, rows)
+    measured(graph, {"before": before, "after": refine["views"]}, cameras)
+
+
+def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot) -> None:
+    with graph.group("Measure", BROWN):
+        for place, (title, views) in enumerate(titled.items()):
+            if place:
+                graph.column()
+            metrics = graph.node(
+                "MVConsistencyMetrics", f"Consistency {title}", views=views, cameras=cameras, title=title,
+                held_out=False,
+            )  # fmt: skip
+            metrics.shows(WIDE_PICTURE, 500)
+            graph.node("PreviewAny", f"In numbers, {title}", source=metrics["table"]).shows(330, 400)
+
+
+def refine_sv3d(graph: Graph) -> None:
+    prefix = "multiview/refine_sv3d"
+    with graph.group("Read me", BROWN):
+        graph.note(SV3D_NOTE, (480, 620))
+    with graph.group("Your picture", BLUE):
+        picture = white_background(graph)
+        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+    with graph.group("Views", BLUE):
+        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+        cameras = graph.node(
+            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
+            elevation=elevation,
+        )["cameras"]  # fmt: skip
+        conditioning = graph.node(
+            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
+            clip_vision=loader["CLIP_VISION"],
+        )  # fmt: skip
+        graph.column()
+        # SV3D's own guidance runs from 1 at the input view to 2.5 behind it and back.
+        model = graph.node("VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=loader["MODEL"], min_cfg=1.0)
+        guider = guided(graph, "Model and conditioning", model["MODEL"], conditioning, 2.5)
+        how = sampling(graph, model["MODEL"], 30)
+        noise = graph.node("RandomNoise", noise_seed=0)["NOISE"]
+        graph.column()
+        before = drawn(graph, "Draw the views", guider, how, conditioning["latent"], noise, loader["VAE"])
+    refine = refined(
+        graph, prefix, before, cameras, loader["VAE"], guider, how, rounds=2, values="0.3", iterations=1000,
+        points=5000,
+    )  # fmt: skip
+    graph.row()
+    with graph.group("Look", BROWN):
+        rows = {"before": before, "after": refine["views"], "splat": refine["renders"]}
+        contact_sheet(graph, prefix, cameras, 7, rows)
+    measured(graph, {"before": before, "after": refine["views"]}, cameras)
+
+
+def mirror_refine_demo(graph: Graph) -> None:
+    prefix = "multiview/mirror_refine"
+    with graph.group("Read me", BROWN):
+        graph.note(MIRROR_NOTE, (480, 480))
+    model, cameras, conditioning = demo_toy(graph)
+    with graph.group("Stage 1", BLUE):
+        plain = guided(graph, "Guider of stage 1", model["model"], conditioning, 1.0)
+        how = sampling(graph, model["model"], 30)
+        noise = graph.node("RandomNoise", "The same noise for both stages", noise_seed=0)["NOISE"]
+        graph.column()
+        before = drawn(graph, "Draw the views", plain, how, conditioning["latent"], noise, model["vae"])
+        depth = graph.node("MVDepthEstimate", views=before, cameras=cameras)["depth"]
+    with graph.group("Stage 2", PURPLE):
+        patched = graph.node("MVMirrorRectify", model=model["model"], cameras=cameras, depth=depth)["model"]
+        rectified = guided(graph, "Guider of stage 2", patched, conditioning, 1.0)
+        graph.column()
+        mirrored = drawn(
+            graph, "Draw them again, rectified", rectified, how, conditioning["latent"], noise, model["vae"]
+        )
+    refine = refined(graph, prefix, mirrored, cameras, model["vae"], plain, how, rounds=1)
+    graph.row()
+    with graph.group("Look", BROWN):
+        judged(graph, model["model"], {"before": before, "after MIRROR": mirrored, "after the round": refine["views"]})
+        graph.column()
+        rows = {"before": before, "MIRROR": mirrored, "then a round": refine["views"], "splat": refine["renders"]}
+        contact_sheet(graph, prefix, cameras, 8, rows)
+    measured(graph, {"before": before, "after": refine["views"]}, cameras)
