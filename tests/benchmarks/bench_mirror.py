@@ -133,7 +133,8 @@ def main() -> None:
     demo_stages()
     if not arguments.skip_sv3d:
         share = pull / sv3d_step(arguments.frames)
-        print(f"share of a step: {100 * share:.2f} %; both stages {1 + (1 - SHARED / STEPS) * (1 + share):.3f} times stage 1")
+        both = 1 + (1 - SHARED / STEPS) * (1 + share)
+        print(f"share of a step: {100 * share:.4f} %; both stages {both:.3f} times stage 1")
 
 
 if __name__ == "__main__":
