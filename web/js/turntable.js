@@ -10,30 +10,22 @@ const SMALLEST = [320, 400];
 const WIDGET_HEIGHT = 240;
 const SHARP = 512; // small pictures are drawn larger, so that the line of the comparison stays thin
 const STYLE = `
-.mv-turntable { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
+.multiviewconsistency-turntable { display: flex; flex-direction: column; gap: 4px; width: 100%; height: 100%; box-sizing: border-box;
   font: 12px sans-serif; color: var(--input-text, #ddd); user-select: none; }
-.mv-turntable-stage { position: relative; flex: 1 1 auto; height: 340px; min-height: 80px; }
-.mv-turntable canvas { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; cursor: grab;
+.multiviewconsistency-turntable-stage { position: relative; flex: 1 1 auto; height: 340px; min-height: 80px; }
+.multiviewconsistency-turntable canvas { position: absolute; inset: 0; width: 100%; height: 100%; object-fit: contain; cursor: grab;
   touch-action: none; border-radius: 4px; }
-.mv-turntable canvas:active { cursor: grabbing; }
-.mv-turntable canvas:focus-visible { outline: 2px solid var(--p-primary-color, #6bf); outline-offset: -2px; }
-.mv-turntable-message { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center;
+.multiviewconsistency-turntable canvas:active { cursor: grabbing; }
+.multiviewconsistency-turntable canvas:focus-visible { outline: 2px solid var(--p-primary-color, #6bf); outline-offset: -2px; }
+.multiviewconsistency-turntable-message { position: absolute; inset: 0; display: flex; align-items: center; justify-content: center;
   text-align: center; padding: 12px; pointer-events: none; opacity: 0.75; }
-.mv-turntable-bar { display: flex; align-items: center; gap: 8px; flex: none; min-height: 26px; }
-.mv-turntable-bar button { min-width: 52px; height: 24px; border: 1px solid var(--border-color, #555);
+.multiviewconsistency-turntable-bar { display: flex; align-items: center; gap: 8px; flex: none; min-height: 26px; }
+.multiviewconsistency-turntable-bar button { min-width: 52px; height: 24px; border: 1px solid var(--border-color, #555);
   border-radius: 4px; background: var(--comfy-input-bg, #222); color: inherit; cursor: pointer; }
-.mv-turntable-bar output { flex: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
-.mv-turntable-bar label { display: flex; align-items: center; gap: 4px; }
-.mv-turntable-bar input { width: 90px; touch-action: none; }
-.mv-turntable [hidden] { display: none; }`;
-
-function addStyleOnce() {
-  if (document.getElementById("mv-turntable-style")) return;
-  const style = document.createElement("style");
-  style.id = "mv-turntable-style";
-  style.textContent = STYLE;
-  document.head.append(style);
-}
+.multiviewconsistency-turntable-bar output { flex: 1; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
+.multiviewconsistency-turntable-bar label { display: flex; align-items: center; gap: 4px; }
+.multiviewconsistency-turntable-bar input { width: 90px; touch-action: none; }
+.multiviewconsistency-turntable [hidden] { display: none; }`;
 
 function make(tag, attributes = {}, ...children) {
   const element = document.createElement(tag);
@@ -72,16 +64,17 @@ class Turntable {
     this.loading = 0;
     this.canvas = make("canvas", { tabindex: "0", role: "slider", "aria-valuemin": "1" });
     this.canvas.setAttribute("aria-label", "Turntable: drag, turn the wheel or press the arrow keys to turn the object");
-    this.message = make("div", { class: "mv-turntable-message" });
+    this.message = make("div", { class: "multiviewconsistency-turntable-message" });
     this.button = make("button", { type: "button" });
     this.label = make("output");
     this.split = make("input", { type: "range", min: "0", max: "100", value: "50" });
     this.split.setAttribute("aria-label", "How much of the picture shows the views before");
     this.comparison = make("label", { title: "Left of the line: before. Right of it: after." }, "before", this.split);
-    const bar = make("div", { class: "mv-turntable-bar" }, this.button, this.label, this.comparison);
-    const stage = make("div", { class: "mv-turntable-stage" }, this.canvas, this.message);
+    const bar = make("div", { class: "multiviewconsistency-turntable-bar" }, this.button, this.label, this.comparison);
+    const stage = make("div", { class: "multiviewconsistency-turntable-stage" }, this.canvas, this.message);
     // The host leaves the wheel to focused elements with this mark.
-    this.element = make("div", { class: "mv-turntable", "data-capture-wheel": "true" }, stage, bar);
+    this.element = make("div", { class: "multiviewconsistency-turntable", "data-capture-wheel": "true" });
+    this.element.append(stage, bar, make("style", {}, STYLE));
     this.listen();
     this.clear("Run the workflow to see the views here.", "empty");
   }
@@ -239,7 +232,6 @@ function chain(node, name, after) {
 }
 
 function attach(node) {
-  addStyleOnce();
   const table = new Turntable(() => Math.max(0.1, Number(node.widgets?.find((w) => w.name === "fps")?.value) || 8));
   const widget = node.addDOMWidget("turntable", "MV_TURNTABLE", table.element, {
     serialize: false,
@@ -267,7 +259,7 @@ function attach(node) {
 }
 
 app.registerExtension({
-  name: "multiview.turntable",
+  name: "multiviewconsistency.turntable",
   nodeCreated(node) {
     if (node.comfyClass === NODE || node.constructor?.comfyClass === NODE) attach(node);
   },
