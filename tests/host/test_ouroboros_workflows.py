@@ -25,8 +25,8 @@ def files(host):
         path.unlink()
 
 
-def node(kind: str, **inputs) -> dict:
-    return {"class_type": kind, "inputs": inputs, "_meta": {"title": kind}}
+def node(class_type: str, **inputs) -> dict:
+    return {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
 
 
 def from_toy(file: str = "model_fp16_fixrot.safetensors", views: int = 16, sigma: float = 0.0) -> dict:
