@@ -86,8 +86,8 @@ class LGMReconstruct(io.ComfyNode):
             node_id="MVLGMReconstruct",
             display_name="LGM Reconstruct (Multi-View)",
             category=CATEGORY,
-            description="Four views, 90 degrees apart, become a splat in one pass of LGM: a second on a graphics card. "
-            "Of more views it takes the four it needs.",
+            description="Four views, 90 degrees apart, become a splat in one pass of LGM. Of more views it takes the "
+            "four it needs.",
             search_aliases=["lgm", "large multi-view gaussian model", "feed-forward reconstruction", "image to splat"],
             inputs=[
                 LGMType.Input("lgm", tooltip="The network, from Load LGM."),
