@@ -7,7 +7,7 @@ from workflow_parts import BLUE, BROWN, GREEN, PICTURE, PURPLE, WIDE_PICTURE, co
 
 VIEWS = 16
 DEMO_NOTE = """
-## From views that contradict each other to one object
+## Views that contradict each other, refined by their own splat
 
 Press **Run**. It needs no download and no graphics card: a few minutes on two CPU cores.
 
@@ -18,6 +18,10 @@ Press **Run**. It needs no download and no graphics card: a few minutes on two C
    node shows each part of each round.
 3. **Look**: the rows are the first views, those of round 1 and 2, and the last splat. *agreement* is the share of
    views that show the same toy (1 = all).
+
+**What you see**: the second faces go and neighbouring views settle, but with this toy the back stays a patchwork of
+several toys, and the splat is soft there. Workflow *mirror_refine_demo* makes the views agree first: there one round is
+enough.
 
 **Try** other *values*: 0.1 stays as soft as the splat, 0.6 lets the views contradict each other again. Change only the
 second number, and only the second round is computed again. More *rounds* only compute what is new.
