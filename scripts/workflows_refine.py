@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PICTURE, PURPLE, WIDE_PICTURE, contact_sheet, white_background
+from workflow_parts import BLUE, BROWN, GREEN, PICTURE, PURPLE, WIDE_PICTURE, contact_sheet, fitted, white_background
 
 VIEWS = 16
 DEMO_NOTE = """
@@ -48,7 +48,8 @@ Press **Run**. It needs no download and no graphics card: a few minutes on two C
 
 1. **Stage 1**: views that contradict each other, and their depth.
 2. **Stage 2**: *MIRROR Rectify* makes the views agree while they are drawn from the same noise.
-3. **Refine**: one round of fit, noise and drawing again. What MIRROR left over, the splat settles.
+3. **One round, by hand**: a splat is fitted, its renders get noise (*Renoise for Restart*), and the views are drawn
+   from there. What MIRROR left over, the splat settles. *Refine Views and Splat* does the same in one node.
 
 Compare the verdicts: *agreement* before, after MIRROR, and after the round. The round uses the model **without**
 MIRROR: the splat does that work now. Connect *Guider of stage 2* instead to use both at once.
@@ -206,11 +207,21 @@ def mirror_refine_demo(graph: Graph) -> None:
         mirrored = drawn(
             graph, "Draw them again, rectified", rectified, how, conditioning["latent"], noise, model["vae"]
         )
-    refine = refined(graph, prefix, mirrored, cameras, model["vae"], plain, how, rounds=1)
+    first = fitted(graph, mirrored, cameras, f"{prefix}/first")
+    with graph.group("One round, by hand", PURPLE):
+        restart = graph.node(
+            "MVRenoise", model=model["model"], sigmas=how["sigmas"], image=first["renders"], vae=model["vae"]
+        )
+        graph.node("PreviewAny", "Where the round starts", source=restart["report"]).shows(100)
+        graph.column()
+        quiet = graph.node("DisableNoise")["NOISE"]
+        rest = {"sampler": how["sampler"], "sigmas": restart["sigmas"]}
+        after = drawn(graph, "Draw from the splat", plain, rest, restart["latent"], quiet, model["vae"])
+    last = fitted(graph, after, cameras, prefix)
     graph.row()
     with graph.group("Look", BROWN):
-        judged(graph, model["model"], {"before": before, "after MIRROR": mirrored, "after the round": refine["views"]})
+        judged(graph, model["model"], {"before": before, "after MIRROR": mirrored, "after the round": after})
         graph.column()
-        rows = {"before": before, "MIRROR": mirrored, "then a round": refine["views"], "splat": refine["renders"]}
+        rows = {"before": before, "MIRROR": mirrored, "then a round": after, "splat": last["renders"]}
         contact_sheet(graph, prefix, cameras, 8, rows)
-    measured(graph, {"before": before, "after": refine["views"]}, cameras)
+    measured(graph, {"before": before, "after": after}, cameras)

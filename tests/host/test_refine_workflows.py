@@ -18,6 +18,7 @@ def small(prompt: dict) -> dict:
         "MVLoadDemoModel": {"resolution": 64, "window": 31},
         "MVViewConditioning": {"width": 64, "height": 64},
         "MVIterativeRefine": {"iterations": 40, "points": 800},
+        "MVGaussianReconstruct": {"iterations": 40, "points": 800, "max_points": 3000},
     }
     for node in prompt.values():
         node["inputs"] |= changes.get(node["class_type"], {})
