@@ -87,7 +87,7 @@ def test_bad_input_is_refused(host, files):
         wrong.unlink()
     assert "This file is Ouroboros3D's view model" in said and "an LGM is needed" in said
     cameras = {"model": node("MVLoadDemoModel", kind="analytic", resolution=32, window=0, kappa=1.0, front_bias=0.0,
-                             seed=3)}  # fmt: skip
+                             seed=3, families=1, variants=2)}  # fmt: skip
     cameras["told"] = node("MVOuroboros3DCameras", model=["model", 0], cameras=["model", 2])
     cameras["shown"] = node("TestInspect", value=["told", 0])
     assert "has no feedback encoders" in refused(host, cameras)

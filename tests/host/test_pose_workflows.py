@@ -6,7 +6,6 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -45,7 +44,7 @@ def trained(host, clustered):
     work = host.base / "work"
     options = ["--folder", folder, "--work", work, "--size", SIDE, "--channels", 32, "--mult", 1, 2, "--res-blocks", 1,
                "--batch", 4, "--steps", 2]  # fmt: skip
-    done = subprocess.run([sys.executable, str(ROOT / "training"), "pose", *map(str, options)], capture_output=True,
+    done = subprocess.run([host.python, str(ROOT / "training"), "pose", *map(str, options)], capture_output=True,
                           text=True, timeout=600)  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     target = host.base / "models" / "multiview" / "pose" / "pose_model.safetensors"
