@@ -15,12 +15,12 @@ HELD_OUT = [2, 6, 10, 14]
 KEPT = [i for i in range(16) if i not in HELD_OUT]
 
 
-@pytest.mark.slow  # eight fits at 128 pixels with the default settings: one to two minutes on one core
-def test_held_out_views_of_eight_objects(capsys):
+@pytest.mark.slow  # four fits at 128 pixels with the default settings: under a minute on one core
+def test_held_out_views_of_four_objects(capsys):
     cameras = orbit(even_azimuths(16), 15.0, 1.5, 49.13)
     scores, lines = [], ["object     held-out dB  fitted dB  copy-a-neighbour dB  Gaussians  CPU s"]
     # Not 1_000_000 to 1_000_007, on some of which the defaults were chosen.
-    for seed in range(1_000_100, 1_000_108):
+    for seed in range(1_000_100, 1_000_104):
         images = render_object(make_object(seed), cameras, 128).rgb
         began = time.process_time()
         splat = fit(images[KEPT], cameras.subset(KEPT), config=FitConfig()).gaussians
