@@ -25,9 +25,9 @@ def turntable(graph: Graph, splat: Slot, prefix: str, size: int, elevation, radi
         ).shows(360, 380)  # fmt: skip
 
 
-def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, **settings):
-    """The splat of the views, and its file."""
-    with graph.group("Splat", GREEN):
+def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, title: str = "Splat", **settings):
+    """The splat of the views, and its file. title: of the group."""
+    with graph.group(title, GREEN):
         fit = graph.node("MVGaussianReconstruct", "Fit the splat", images=views, cameras=cameras, **settings).shows(
             PICTURE
         )

@@ -207,7 +207,7 @@ def mirror_refine_demo(graph: Graph) -> None:
         mirrored = drawn(
             graph, "Draw them again, rectified", rectified, how, conditioning["latent"], noise, model["vae"]
         )
-    first = fitted(graph, mirrored, cameras, f"{prefix}/first")
+    first = fitted(graph, mirrored, cameras, f"{prefix}/first", "First splat")
     with graph.group("One round, by hand", PURPLE):
         restart = graph.node(
             "MVRenoise", model=model["model"], sigmas=how["sigmas"], image=first["renders"], vae=model["vae"]
@@ -217,7 +217,7 @@ def mirror_refine_demo(graph: Graph) -> None:
         quiet = graph.node("DisableNoise")["NOISE"]
         rest = {"sampler": how["sampler"], "sigmas": restart["sigmas"]}
         after = drawn(graph, "Draw from the splat", plain, rest, restart["latent"], quiet, model["vae"])
-    last = fitted(graph, after, cameras, prefix)
+    last = fitted(graph, after, cameras, prefix, "Second splat")
     graph.row()
     with graph.group("Look", BROWN):
         judged(graph, model["model"], {"before": before, "after MIRROR": mirrored, "after the round": after})
