@@ -15,8 +15,8 @@ from . import host
 from .feedback_patch import Feedback, FeedbackPatch, InjectedFeedback, by_lgm, check_vae, input_view_kept
 from .host import CamerasType, advanced, schema
 from .lgm import LGMType
-from .mirror_patch import WINDOWS
 from .ouroboros_model import check_injector
+from .sampling_checks import When, check_windows
 
 # More than any short fit of a few thousand Gaussians took.
 FIT_MEMORY_BYTES = 1024**3
@@ -94,11 +94,7 @@ class ThreeDFeedback(io.ComfyNode):
         weight, every, start_noise, end_noise, first_iterations, iterations, points, seed,
         coordinates, lgm=None,
     ) -> io.NodeOutput:  # fmt: skip
-        if not start_percent < end_percent:
-            raise ValueError(
-                f"The feedback must start before it ends, got start_percent {start_percent:g} and end_percent "
-                f"{end_percent:g}; choose a smaller start."
-            )
+        when = When(strength, start_percent, end_percent).check("feedback")
         if preset == TRAINED:
             check_injector(model)
         moments = PRESETS["Cycle3D (every step)"] if preset == TRAINED else PRESETS.get(preset) or Moments(
@@ -110,9 +106,7 @@ class ThreeDFeedback(io.ComfyNode):
                 f"These cameras ({cameras.name}) do not say which view shows the input picture; leave keep_input off "
                 "and input_weight at 1, or use cameras that do."
             )
-        handler = model.model_options.get("context_handler")
-        if handler is not None and getattr(handler, "context_length", len(cameras)) < len(cameras):
-            raise ValueError(WINDOWS.replace("MIRROR pulls views toward each other", "3D feedback needs all views"))
+        check_windows(model, cameras, "3D feedback needs all views")
         check_vae(vae, model)
         if lgm is not None:
             choose_views(cameras)
@@ -124,7 +118,7 @@ class ThreeDFeedback(io.ComfyNode):
             fit = QuickFit(cameras, first_iterations, iterations, points, weights, device, seed)
             feedback = Feedback(
                 cameras, vae, by_lgm(lgm, cameras) if lgm else fit, moments,
-                input_view_kept(cameras, 0.0 if keep_input else 1.0), object_only, start_percent, end_percent, strength,
+                input_view_kept(cameras, 0.0 if keep_input else 1.0), object_only, when,
             )  # fmt: skip
             if preset == TRAINED:
                 patch = InjectedFeedback(feedback, coordinates)

@@ -8,18 +8,18 @@ from dataclasses import dataclass
 
 import comfy.model_management
 import torch
-from comfy.model_sampling import CONST
 from torch import Tensor
 
 from ..multiview.cameras import Cameras
 from ..multiview.coordinates import feedback_maps
 from ..multiview.feedback import Moments, Reconstruct, blend, render_views, something_to_see
 from ..multiview.lgm_reconstruct import LGMModel
-from ..multiview.mirror_schedule import noise_ratio
 from ..multiview.splats.gaussians import Gaussians
 from . import host
-from .mirror_patch import step_of
 from .ouroboros_model import FEEDBACK
+from .sampling_checks import When, step_of
+
+ADVICE = "3D feedback needs it, so choose one of ComfyUI's own samplers"
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,7 @@ class Feedback:
     moments: Moments
     keep: Tensor
     object_only: bool
-    start: float = 0.0
-    end: float = 1.0
-    strength: float = 1.0
+    when: When
 
 
 class FeedbackPatch:
@@ -53,7 +51,7 @@ class FeedbackPatch:
     def __call__(self, args: dict) -> Tensor:
         denoised, sigma = args["denoised"], float(args["sigma"].max())
         views = as_views(denoised, self.feedback.cameras)
-        step, steps = step_of(sigma, args["model_options"])
+        step, steps = step_of(sigma, args["model_options"], ADVICE)
         if step == 0:
             self._keep(None)
         weight = self._weight(args["model"].model_sampling, sigma, step, steps)
@@ -74,12 +72,9 @@ class FeedbackPatch:
         return fed_back.view_as(denoised)
 
     def _weight(self, sampling, sigma: float, step: int, steps: int) -> float:
-        f = self.feedback
-        if sigma > float(sampling.percent_to_sigma(f.start)) or sigma < float(sampling.percent_to_sigma(f.end)):
-            return 0.0
-        flow = isinstance(sampling, CONST)
-        ratio = noise_ratio(min(sigma, 1.0) if flow else sigma, flow)
-        return f.strength * f.moments.weight_at(ratio, step, steps)
+        when = self.feedback.when
+        ratio = when.ratio(sampling, sigma)
+        return 0.0 if ratio is None else when.strength * self.feedback.moments.weight_at(ratio, step, steps)
 
     def _decoded(self, model, views: Tensor) -> Tensor:
         """(N,H,W,3) in [0,1]."""
@@ -136,7 +131,7 @@ class InjectedFeedback(FeedbackPatch):
         """Round the model (WrappersMP.APPLY_MODEL): the last step's maps into its options, none in the first step."""
         options = dict(transformer_options or {})
         maps = self._maps.get(threading.get_ident())
-        if maps is not None and step_of(float(t.max()), {"transformer_options": options})[0] > 0:
+        if maps is not None and step_of(float(t.max()), {"transformer_options": options}, ADVICE)[0] > 0:
             options[FEEDBACK] = maps
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 

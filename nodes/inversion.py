@@ -15,10 +15,9 @@ from ..multiview.inversion import METHODS
 from ..multiview.inversion_levels import Levels, plan
 from .host import advanced, schema
 from .inversion_sampler import InversionSampler, Settings, matching_sampler
+from .sampling_checks import check_schedule, checked_latent
 
 SCHEDULERS = comfy.samplers.KSampler.SCHEDULERS
-# How far above the model's highest noise level sigmas may lie: schedulers round.
-ABOVE = 1.001
 
 
 class DDIMInvert(io.ComfyNode):
@@ -86,18 +85,20 @@ class DDIMInvert(io.ComfyNode):
         cls, model, positive, negative, latent, cfg, method, iterations, steps, scheduler, measure, start_noise, seed,
         start_sigma, stop_at_step, stop_sigma, sigmas=None,
     ) -> io.NodeOutput:  # fmt: skip
-        samples = _checked(model, latent)
+        samples = checked_latent(
+            model, latent, "inverted", ", because what the mask protects does not come from the model; remove the mask "
+            "and set it again on the latent output"
+        )  # fmt: skip
+        if not bool(samples.any()):
+            raise ValueError(
+                "The latent is empty, so there is nothing to invert; connect the encoded or sampled views."
+            )
         if not cfg >= 1:
             raise ValueError(f"cfg must be 1 or more, got {cfg}; below 1 the positive conditioning is weakened.")
         sampling = model.get_model_object("model_sampling")
         schedule = comfy.samplers.calculate_sigmas(sampling, scheduler, steps) if sigmas is None else sigmas
-        highest = float(sampling.sigma_max)
         levels = plan(schedule.float().tolist(), _single(start_sigma), stop_at_step, _single(stop_sigma))
-        if levels.falling[0] > highest * ABOVE:
-            raise ValueError(
-                f"The sigmas begin at {levels.falling[0]:.4g}, but this model knows noise up to {highest:.4g}; use a "
-                "schedule made for this model."
-            )
+        check_schedule(model, levels.falling[0])
         if start_noise and (levels.rising[0] > 0 or len(levels.rising) < 3):
             raise ValueError("start_noise needs a clean latent (start_sigma 0) and at least 2 steps.")
         settings = Settings(method, iterations, levels, measure, start_noise, seed)
@@ -116,29 +117,6 @@ class DDIMInvert(io.ComfyNode):
         return io.NodeOutput(
             run.noise, out, falling, error, report, matching_sampler(run.inversion), ui=ui.PreviewText(report)
         )
-
-
-def _checked(model, latent: dict) -> Tensor:
-    """The latent's samples as the host's samplers would take them."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        raise ValueError("A latent of several parts (video with sound) cannot be inverted; give only the pictures.")
-    if latent.get("noise_mask") is not None:
-        raise ValueError(
-            "A latent with a noise mask cannot be inverted, because what the mask protects does not come from the "
-            "model; remove the mask and set it again on the latent output."
-        )
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError("The latent contains NaN or infinity; the model or VAE that made it overflowed: try fp32.")
-    if not bool(samples.any()):
-        raise ValueError("The latent is empty, so there is nothing to invert; connect the encoded or sampled views.")
-    samples = comfy.sample.fix_empty_latent_channels(model, samples)
-    channels = model.get_model_object("latent_format").latent_channels
-    if samples.shape[1] != channels:
-        raise ValueError(
-            f"The latent has {samples.shape[1]} channels but the model works on {channels}; encode with its own VAE."
-        )
-    return samples
 
 
 def _single(number: float) -> float:

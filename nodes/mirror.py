@@ -13,7 +13,8 @@ from ..multiview.draw_matches import count_matches, draw_matches, match_table, s
 from ..multiview.mirror import ANCHORS, MirrorOptions
 from ..multiview.mirror_settings import CUSTOM, PRESETS, Matching, Pull, match_views
 from .host import CamerasType, DepthType, advanced, schema
-from .mirror_patch import WINDOWS, MirrorPatch, When
+from .mirror_patch import WINDOWS, MirrorPatch
+from .sampling_checks import When, check_windows
 
 # Depth, masks and matches are checked at this size before the sampling starts.
 TRIAL = (32, 32)
@@ -127,11 +128,7 @@ class MirrorRectify(io.ComfyNode):
         depth_error, jacobian, eta, start_noise, end_noise, softness, iterations, guidance, block, positive,
         negative, temperature, neighbours, falloff, depth=None, mask=None,
     ) -> io.NodeOutput:  # fmt: skip
-        if not start_percent < end_percent:
-            raise ValueError(
-                f"The pull must start before it ends, got start_percent {start_percent:g} and end_percent "
-                f"{end_percent:g}; choose a smaller start."
-            )
+        when = When(strength, start_percent, end_percent).check("pull")
         pull = PRESETS.get(preset) or Pull(
             eta=eta, start=start_noise or math.inf, end=end_noise, softness=softness, iterations=iterations,
             guidance=guidance,
@@ -145,9 +142,7 @@ class MirrorRectify(io.ComfyNode):
                 "look at the matches with Preview Correspondence, and check that depth, masks and cameras belong to "
                 "the same views."
             )
-        handler = model.model_options.get("context_handler")
-        if handler is not None and getattr(handler, "context_length", len(cameras)) < len(cameras):
-            raise ValueError(WINDOWS)
+        check_windows(model, cameras, WINDOWS)
         if pin_input and cameras.input_view is None:
             raise ValueError(
                 f"These cameras ({cameras.name}) do not say which view shows the input picture; switch pin_input off "
@@ -155,7 +150,6 @@ class MirrorRectify(io.ComfyNode):
             )
         patched = model.clone()
         if strength > 0:
-            when = When(strength, start_percent, end_percent)
             patch = MirrorPatch(cameras, depth, mask, pull, matching, when, pin_input, jacobian)
             patched.set_model_sampler_post_cfg_function(patch)
         return io.NodeOutput(patched)

@@ -7,7 +7,6 @@ another. What they see is in the model's latent space; a blend does not care.
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
 
 import comfy.model_patcher
 import comfy.patcher_extension
@@ -22,24 +21,17 @@ from ..multiview.correspondence import Correspondence
 from ..multiview.depth import DepthMaps
 from ..multiview.mirror import as_views
 from ..multiview.mirror_jacobian import ordinary, ordinary_weights, through_network
-from ..multiview.mirror_schedule import noise_ratio
 from ..multiview.mirror_settings import Matching, Pull, match_views
 from ..multiview.mirror_taps import Taps
+from .sampling_checks import When, step_of, windows_sentence
 
 POST_CFG = "sampler_post_cfg_function"
 # Latent sizes whose matches are kept: one run uses one.
 KEPT_SIZES = 2
 # How far a second run of the model may be from the first (other attention, half precision), relative.
 SAME_RESULT = 0.05
-
-
-@dataclass(frozen=True)
-class When:
-    """Strength of the pull, and the part of the sampling it is restricted to, as fractions in the host's sense."""
-
-    strength: float = 1.0
-    start: float = 0.0
-    end: float = 1.0
+WINDOWS = "MIRROR pulls views toward each other"
+ADVICE = "choose the preset default or custom, which go by the noise level and not by the paper's schedules"
 
 
 class MirrorPatch:
@@ -100,25 +92,11 @@ class MirrorPatch:
 
     def eta(self, sampling, sigma: float, model_options: dict) -> float:
         """The pull at a noise level, 0 outside the chosen part of the sampling."""
-        when = self.when
-        if sigma > float(sampling.percent_to_sigma(when.start)) or sigma < float(sampling.percent_to_sigma(when.end)):
+        ratio = self.when.ratio(sampling, sigma)
+        if ratio is None:
             return 0.0
-        step, steps = step_of(sigma, model_options) if self.pull.by_step else (0, 1)
-        flow = isinstance(sampling, CONST)
-        ratio = noise_ratio(min(sigma, 1.0) if flow else sigma, flow)
-        return when.strength * self.pull.eta_at(ratio, step, steps)
-
-
-def step_of(sigma: float, model_options: dict) -> tuple[int, int]:
-    """(index of the sampling step that a noise level belongs to, number of steps)."""
-    sigmas = model_options.get("transformer_options", {}).get("sample_sigmas")
-    if sigmas is None or len(sigmas) < 2:
-        raise ValueError(
-            "The paper's schedules go by step index, but this sampler does not tell its noise levels; choose the "
-            "preset default or custom, which go by the noise level."
-        )
-    reached = int((sigmas.float() >= sigma * (1 - 1e-4)).sum()) - 1
-    return min(max(reached, 0), len(sigmas) - 2), len(sigmas) - 1
+        step, steps = step_of(sigma, model_options, ADVICE) if self.pull.by_step else (0, 1)
+        return self.when.strength * self.pull.eta_at(ratio, step, steps)
 
 
 def refuse_windows(args: dict) -> None:
@@ -126,13 +104,7 @@ def refuse_windows(args: dict) -> None:
     if handler is not None and handler.should_use_context(
         args["model"], [args["cond"]], args["input"], args["sigma"], args["model_options"]
     ):
-        raise ValueError(WINDOWS)
-
-
-WINDOWS = (
-    "MIRROR pulls views toward each other, but this model draws them in context windows, which cut neighbours apart; "
-    "take the context windows off the model or make them as long as there are views."
-)
+        raise ValueError(windows_sentence(WINDOWS))
 
 
 # --- Eq. 12: through the network --------------------------------------------------------------------------------------

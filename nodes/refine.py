@@ -20,10 +20,9 @@ from ..multiview.splats.fit_config import LOSSES
 from ..multiview.splats.init import METHODS
 from .host import BACKGROUNDS, CamerasType, SplatType, advanced, schema
 from .inversion_sampler import InvertedNoise
+from .sampling_checks import check_channels, check_schedule, checked_latent
 from .splats import CUSTOM, GaussianReconstruct
 
-# How far above the model's highest noise level sigmas may lie: schedulers round.
-ABOVE = 1.001
 # Share of the steps that are taken again: where the tables of docs/im3d.md are best, and about the 10 steps of the
 # paper (of the 40 that it draws the first views in).
 RESTART = 0.25
@@ -77,7 +76,10 @@ class Renoise(io.ComfyNode):
         levels = _levels(patcher, sigmas, restart, value)
         if latent is None:
             latent = {"samples": vae.encode(check_images(image, "views"))}
-        samples = _checked(patcher, latent)
+        samples = checked_latent(
+            patcher, latent, "restarted from", ", because samplers would protect its noise; remove the mask, or use "
+            "RandomNoise with the sigmas of this node"
+        )  # fmt: skip
         noised, noise = _start(patcher, samples, levels, seed, latent.get("batch_index"))
         left = torch.tensor(levels, dtype=torch.float32)
         return io.NodeOutput({**latent, "samples": noised}, left, noise, _report(levels, len(sigmas) - 1))
@@ -86,38 +88,9 @@ class Renoise(io.ComfyNode):
 def _levels(patcher, sigmas: Tensor, restart: str, value: float) -> tuple[float, ...]:
     """What remains of a schedule that this model can follow."""
     schedule = sigmas.float().tolist()
-    highest = float(patcher.get_model_object("model_sampling").sigma_max)
-    if schedule and schedule[0] > highest * ABOVE:
-        raise ValueError(
-            f"The sigmas begin at {schedule[0]:.4g}, but this model knows noise up to {highest:.4g}; use a schedule "
-            "made for this model."
-        )
+    if schedule:
+        check_schedule(patcher, schedule[0])
     return remaining(schedule, restart, value)
-
-
-def _checked(patcher, latent: dict) -> Tensor:
-    """The latent's samples as the host's samplers would take them."""
-    samples = latent["samples"]
-    if getattr(samples, "is_nested", False):
-        raise ValueError("A latent of several parts (video with sound) cannot be restarted; give only the pictures.")
-    if latent.get("noise_mask") is not None:
-        raise ValueError(
-            "A latent with a noise mask cannot be restarted from, because samplers would protect its noise; remove "
-            "the mask, or use RandomNoise with the sigmas of this node."
-        )
-    if not bool(torch.isfinite(samples).all()):
-        raise ValueError("The latent contains NaN or infinity; the model or VAE that made it overflowed: try fp32.")
-    samples = comfy.sample.fix_empty_latent_channels(patcher, samples)
-    _check_channels(patcher, samples.shape[1])
-    return samples
-
-
-def _check_channels(patcher, channels: int) -> None:
-    wanted = patcher.get_model_object("latent_format").latent_channels
-    if channels != wanted:
-        raise ValueError(
-            f"The latent has {channels} channels but the model works on {wanted}; encode with the model's own VAE."
-        )
 
 
 def _start(patcher, samples: Tensor, levels: tuple[float, ...], seed: int, batch_index):
@@ -259,7 +232,7 @@ def _checked_rounds(images, cameras, vae, patcher, sigmas, rounds, restart, valu
             f"The views are {width} x {height} pixels, but this VAE works in steps of {step} and would cut them; "
             f"scale them to multiples of {step} first."
         )
-    _check_channels(patcher, vae.latent_channels)
+    check_channels(patcher, vae.latent_channels)
     return [_levels(patcher, sigmas, restart, value) for value in round_values(values, rounds)]
 
 

@@ -24,9 +24,11 @@ from workflow_parts import (
     contact_sheet,
     fitted,
     numbers,
+    sv3d_conditioning,
+    sv3d_loaded,
+    sv3d_picture,
     sv3d_sampled,
     turntable,
-    white_background,
 )
 from workflows_attention import cross_frame_sd15, cross_frame_zero123
 from workflows_consistency import measure_consistency
@@ -167,8 +169,7 @@ def sv3d_image_to_splat(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE.format(cameras=SV3D_COMFYUI), (460, 640))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
         count = graph.node("PrimitiveInt", "Number of views", value=21)["INT"]
     with graph.group("Views", BLUE):
         loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
@@ -190,21 +191,13 @@ def sv3d_stability_cameras_to_splat(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE.format(cameras=SV3D_STABILITY), (460, 640))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
         graph.column()
-        conditioning = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras["cameras"], width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
         views = sv3d_sampled(graph, loader, conditioning)
-    sv3d_results(graph, prefix, views, cameras["cameras"], elevation)
+    sv3d_results(graph, prefix, views, cameras, elevation)
 
 
 # --- splat files ------------------------------------------------------------------------------------------------------

@@ -68,6 +68,58 @@ def white_background(graph: Graph) -> Slot:
     )["IMAGE"]  # fmt: skip
 
 
+def sv3d_picture(graph: Graph) -> tuple[Slot, Slot]:
+    """(picture on white, its elevation)."""
+    picture = white_background(graph)
+    return picture, graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+
+
+def sv3d_loaded(graph: Graph, elevation: Slot):
+    """(SV3D's checkpoint, the cameras it was trained on)."""
+    loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
+    cameras = graph.node(
+        "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
+        elevation=elevation,
+    )["cameras"]  # fmt: skip
+    return loader, cameras
+
+
+def sv3d_conditioning(graph: Graph, picture: Slot, loader, cameras: Slot):
+    return graph.node(
+        "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
+        clip_vision=loader["CLIP_VISION"],
+    )  # fmt: skip
+
+
+def contradicting_toy(graph: Graph, size: int):
+    """(model, cameras, conditioning) of a toy whose views contradict each other, in a group."""
+    with graph.group("Input", BLUE):
+        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
+        toy = graph.node("MVDemoObject", seed=seed, size=size)
+        graph.column()
+        # The same sight in proportion at every size.
+        model = graph.node(
+            "MVLoadDemoModel", resolution=size, seed=seed, window=size // 2 - 1, kappa=0.02, front_bias=0.1
+        )  # fmt: skip
+        conditioning = graph.node(
+            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=model["cameras"], width=size,
+            height=size,
+        )  # fmt: skip
+    return model, model["cameras"], conditioning
+
+
+def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot, picture: int) -> None:
+    """Consistency of several sets of views. picture: its height."""
+    for place, (title, views) in enumerate(titled.items()):
+        if place:
+            graph.column()
+        metrics = graph.node(
+            "MVConsistencyMetrics", f"Consistency {title}", views=views, cameras=cameras, title=title, held_out=False
+        )  # fmt: skip
+        metrics.shows(picture, 500)
+        graph.node("PreviewAny", f"In numbers, {title}", source=metrics["table"]).shows(330, 400)
+
+
 def sv3d_guided(graph: Graph, model: Slot) -> Slot:
     """SV3D's own guidance, which runs from 1 at the input view to the sampler's value behind it and back."""
     return graph.node("VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=model, min_cfg=1.0)["MODEL"]

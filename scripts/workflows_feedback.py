@@ -3,7 +3,19 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PICTURE, contact_sheet, fitted, sv3d_sampled, white_background
+from workflow_parts import (
+    BLUE,
+    BROWN,
+    GREEN,
+    PICTURE,
+    contact_sheet,
+    contradicting_toy,
+    fitted,
+    sv3d_conditioning,
+    sv3d_loaded,
+    sv3d_picture,
+    sv3d_sampled,
+)
 
 DEMO_NOTE = """
 ## 3D feedback: views that are led by a splat of themselves
@@ -48,17 +60,7 @@ def feedback_demo(graph: Graph) -> None:
     prefix = "multiview/feedback"
     with graph.group("Read me", BROWN):
         graph.note(DEMO_NOTE, (480, 520))
-    with graph.group("Input", BLUE):
-        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
-        toy = graph.node("MVDemoObject", seed=seed, size=64)
-        graph.column()
-        model = graph.node(
-            "MVLoadDemoModel", resolution=64, seed=seed, window=31, kappa=0.02, front_bias=0.1
-        )  # fmt: skip
-        cameras = model["cameras"]
-        conditioning = graph.node(
-            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=64, height=64
-        )
+    model, cameras, conditioning = contradicting_toy(graph, 64)
     with graph.group("Without", BLUE):
         before = drawn(graph, "Draw the views", model["model"], conditioning, model["vae"])
     with graph.group("With", GREEN):
@@ -85,19 +87,11 @@ def feedback_sv3d(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE, (480, 560))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )["cameras"]  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
         graph.column()
-        conditioning = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
         patched = graph.node(
             "MV3DFeedback", model=loader["MODEL"], vae=loader["VAE"], cameras=cameras, preset="VideoMV (three steps)",
             first_iterations=150, iterations=80, points=8000,

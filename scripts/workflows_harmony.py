@@ -3,7 +3,17 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PURPLE, contact_sheet, fitted, white_background
+from workflow_parts import (
+    BLUE,
+    BROWN,
+    GREEN,
+    PURPLE,
+    contact_sheet,
+    fitted,
+    sv3d_conditioning,
+    sv3d_loaded,
+    sv3d_picture,
+)
 
 DEMO_NOTE = """
 ## HarmonyView: two knobs instead of one CFG
@@ -101,19 +111,11 @@ def harmonyview_sv3d(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE, (460, 640))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )["cameras"]  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
         graph.column()
-        given = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        given = sv3d_conditioning(graph, picture, loader, cameras)
         guider = graph.node(
             "MVHarmonyViewGuider", model=loader["MODEL"], positive=given["positive"], negative=given["negative"],
             s1=1.0, s2=0.5,
@@ -126,4 +128,3 @@ def harmonyview_sv3d(graph: Graph) -> None:
     graph.row()
     with graph.group("Look", BROWN):
         contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
-

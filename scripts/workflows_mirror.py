@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PICTURE, WIDE, contact_sheet, fitted, sv3d_guided, white_background
+from workflow_parts import (
+    BLUE,
+    BROWN,
+    GREEN,
+    PICTURE,
+    WIDE,
+    contact_sheet,
+    contradicting_toy,
+    fitted,
+    measured,
+    sv3d_conditioning,
+    sv3d_guided,
+    sv3d_loaded,
+    sv3d_picture,
+)
 
 PURPLE = "#6b4f8f"
 DEMO_NOTE = """
@@ -75,32 +89,11 @@ class TwoStages:
         return self.graph.node("VAEDecode", samples=drawn, vae=self.vae)["IMAGE"]
 
 
-def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot) -> None:
-    for place, (title, views) in enumerate(titled.items()):
-        if place:
-            graph.column()
-        metrics = graph.node(
-            "MVConsistencyMetrics", f"Consistency {title}", views=views, cameras=cameras, title=title, held_out=False
-        )  # fmt: skip
-        metrics.shows(PICTURE, 500)
-        graph.node("PreviewAny", f"In numbers, {title}", source=metrics["table"]).shows(330, 400)
-
-
 def mirror_two_stages_demo(graph: Graph) -> None:
     prefix = "multiview/mirror"
     with graph.group("Read me", BROWN):
         graph.note(DEMO_NOTE, (480, 640))
-    with graph.group("Input", BLUE):
-        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
-        toy = graph.node("MVDemoObject", seed=seed, size=128)
-        graph.column()
-        model = graph.node(
-            "MVLoadDemoModel", resolution=128, seed=seed, window=63, kappa=0.02, front_bias=0.1
-        )  # fmt: skip
-        cameras = model["cameras"]
-        conditioning = graph.node(
-            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=cameras, width=128, height=128
-        )
+    model, cameras, conditioning = contradicting_toy(graph, 128)
     with graph.group("Stage 1", BLUE):
         stages = TwoStages(graph, conditioning, model["vae"], cfg=1.0, seed=1)
         stages.begin(model["model"])
@@ -129,7 +122,7 @@ def mirror_two_stages_demo(graph: Graph) -> None:
         rows = {"before": before, "after": after, "toy": verdicts["after"]["truth"], "splat": fit["renders"]}
         contact_sheet(graph, prefix, cameras, 8, rows)
     with graph.group("Measure", BROWN):
-        measured(graph, {"before": before, "after": after}, cameras)
+        measured(graph, {"before": before, "after": after}, cameras, PICTURE)
 
 
 def mirror_two_stages_sv3d(graph: Graph) -> None:
@@ -137,19 +130,11 @@ def mirror_two_stages_sv3d(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE, (480, 640))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Stage 1", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )["cameras"]  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
         graph.column()
-        conditioning = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
         plain = sv3d_guided(graph, loader["MODEL"])
         stages = TwoStages(graph, conditioning, loader["VAE"], cfg=2.5)
         stages.begin(plain)
@@ -169,4 +154,4 @@ def mirror_two_stages_sv3d(graph: Graph) -> None:
     with graph.group("Look", BROWN):
         contact_sheet(graph, prefix, cameras, 7, {"before": before, "after": after, "splat": fit["renders"]})
     with graph.group("Measure", BROWN):
-        measured(graph, {"before": before, "after": after}, cameras)
+        measured(graph, {"before": before, "after": after}, cameras, PICTURE)

@@ -10,6 +10,9 @@ from workflow_parts import (
     PICTURE,
     PURPLE,
     contact_sheet,
+    sv3d_conditioning,
+    sv3d_loaded,
+    sv3d_picture,
     sv3d_sampled,
     turntable,
     white_background,
@@ -64,19 +67,11 @@ def sv3d_lgm_splat(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(LGM_NOTE, (460, 520))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )["cameras"]  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
         graph.column()
-        given = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        given = sv3d_conditioning(graph, picture, loader, cameras)
         views = sv3d_sampled(graph, loader, given)
     with graph.group("Splat", GREEN):
         lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")

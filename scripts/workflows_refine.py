@@ -3,7 +3,21 @@
 from __future__ import annotations
 
 from workflow_graph import Graph, Slot
-from workflow_parts import BLUE, BROWN, GREEN, PICTURE, PURPLE, WIDE_PICTURE, contact_sheet, fitted, white_background
+from workflow_parts import (
+    BLUE,
+    BROWN,
+    GREEN,
+    PICTURE,
+    PURPLE,
+    WIDE_PICTURE,
+    contact_sheet,
+    contradicting_toy,
+    fitted,
+    measured,
+    sv3d_conditioning,
+    sv3d_loaded,
+    sv3d_picture,
+)
 
 VIEWS = 16
 DEMO_NOTE = """
@@ -87,19 +101,6 @@ def refined(graph: Graph, prefix: str, views: Slot, cameras: Slot, vae: Slot, gu
     return node
 
 
-def demo_toy(graph: Graph):
-    """(model, cameras, conditioning) of the toy whose views contradict each other."""
-    with graph.group("Input", BLUE):
-        seed = graph.node("PrimitiveInt", "Which toy", value=graph.default("MVDemoObject", "seed"))["INT"]
-        toy = graph.node("MVDemoObject", seed=seed, size=128)
-        graph.column()
-        model = graph.node("MVLoadDemoModel", resolution=128, seed=seed, window=63, kappa=0.02, front_bias=0.1)
-        conditioning = graph.node(
-            "MVViewConditioning", image=toy["image"], vae=model["vae"], cameras=model["cameras"], width=128, height=128
-        )
-    return model, model["cameras"], conditioning
-
-
 def judged(graph: Graph, model: Slot, titled: dict[str, Slot]) -> Slot:
     """Verdicts on several sets of views; what the last one comes nearest to."""
     truth = None
@@ -121,7 +122,7 @@ def refine_demo(graph: Graph) -> None:
     prefix = "multiview/refine"
     with graph.group("Read me", BROWN):
         graph.note(DEMO_NOTE, (480, 640))
-    model, cameras, conditioning = demo_toy(graph)
+    model, cameras, conditioning = contradicting_toy(graph, 128)
     with graph.group("Views", BLUE):
         guider = guided(graph, "Model and conditioning", model["model"], conditioning, 1.0)
         how = sampling(graph, model["model"], 30)
@@ -136,20 +137,8 @@ def refine_demo(graph: Graph) -> None:
         graph.column()
         rows = {"before": before, "round 1": first, "round 2": refine["views"], "splat": refine["renders"]}
         contact_sheet(graph, prefix, cameras, 8, rows)
-    measured(graph, {"before": before, "after": refine["views"]}, cameras)
-
-
-def measured(graph: Graph, titled: dict[str, Slot], cameras: Slot) -> None:
     with graph.group("Measure", BROWN):
-        for place, (title, views) in enumerate(titled.items()):
-            if place:
-                graph.column()
-            metrics = graph.node(
-                "MVConsistencyMetrics", f"Consistency {title}", views=views, cameras=cameras, title=title,
-                held_out=False,
-            )  # fmt: skip
-            metrics.shows(WIDE_PICTURE, 500)
-            graph.node("PreviewAny", f"In numbers, {title}", source=metrics["table"]).shows(330, 400)
+        measured(graph, {"before": before, "after": refine["views"]}, cameras, WIDE_PICTURE)
 
 
 def refine_sv3d(graph: Graph) -> None:
@@ -157,18 +146,10 @@ def refine_sv3d(graph: Graph) -> None:
     with graph.group("Read me", BROWN):
         graph.note(SV3D_NOTE, (480, 620))
     with graph.group("Your picture", BLUE):
-        picture = white_background(graph)
-        elevation = graph.node("PrimitiveFloat", "Elevation of the picture (degrees)", value=0.0)["FLOAT"]
+        picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
-        loader = graph.node("ImageOnlyCheckpointLoader", "SV3D", ckpt_name="sv3d_p.safetensors")
-        cameras = graph.node(
-            "MVOrbitCameras", "Cameras SV3D was trained on", preset="sv3d_stability", views=21, preset_elevation=False,
-            elevation=elevation,
-        )["cameras"]  # fmt: skip
-        conditioning = graph.node(
-            "MVViewConditioning", image=picture, vae=loader["VAE"], cameras=cameras, width=576, height=576,
-            clip_vision=loader["CLIP_VISION"],
-        )  # fmt: skip
+        loader, cameras = sv3d_loaded(graph, elevation)
+        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
         graph.column()
         # SV3D's own guidance runs from 1 at the input view to 2.5 behind it and back.
         model = graph.node("VideoTriangleCFGGuidance", "Guidance 1 to 2.5 to 1", model=loader["MODEL"], min_cfg=1.0)
@@ -185,14 +166,15 @@ def refine_sv3d(graph: Graph) -> None:
     with graph.group("Look", BROWN):
         rows = {"before": before, "after": refine["views"], "splat": refine["renders"]}
         contact_sheet(graph, prefix, cameras, 7, rows)
-    measured(graph, {"before": before, "after": refine["views"]}, cameras)
+    with graph.group("Measure", BROWN):
+        measured(graph, {"before": before, "after": refine["views"]}, cameras, WIDE_PICTURE)
 
 
 def mirror_refine_demo(graph: Graph) -> None:
     prefix = "multiview/mirror_refine"
     with graph.group("Read me", BROWN):
         graph.note(MIRROR_NOTE, (480, 480))
-    model, cameras, conditioning = demo_toy(graph)
+    model, cameras, conditioning = contradicting_toy(graph, 128)
     with graph.group("Stage 1", BLUE):
         plain = guided(graph, "Guider of stage 1", model["model"], conditioning, 1.0)
         how = sampling(graph, model["model"], 30)
@@ -224,4 +206,5 @@ def mirror_refine_demo(graph: Graph) -> None:
         graph.column()
         rows = {"before": before, "MIRROR": mirrored, "then a round": after, "splat": last["renders"]}
         contact_sheet(graph, prefix, cameras, 8, rows)
-    measured(graph, {"before": before, "after": after}, cameras)
+    with graph.group("Measure", BROWN):
+        measured(graph, {"before": before, "after": after}, cameras, WIDE_PICTURE)

@@ -46,7 +46,8 @@ from mvpack.multiview.demo.raycast import render_object  # noqa: E402
 from mvpack.multiview.depth import DepthMaps  # noqa: E402
 from mvpack.multiview.mirror_settings import DEFAULT, Matching, match_views  # noqa: E402
 from mvpack.nodes.analytic_model import make_analytic_model  # noqa: E402
-from mvpack.nodes.mirror_patch import MirrorPatch, When  # noqa: E402
+from mvpack.nodes.mirror_patch import MirrorPatch  # noqa: E402
+from mvpack.nodes.sampling_checks import When  # noqa: E402
 
 FRAMES, LATENT, STEPS, SHARED, BRANCHES = 21, 72, 30, 10, 2
 DEMO_SIZE = 128
