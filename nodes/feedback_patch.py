@@ -58,7 +58,7 @@ class FeedbackPatch:
         if weight <= 0:
             return denoised
         images = self._decoded(args["model"], views)
-        if not something_to_see(images):
+        if not self._enough_to_see(images):
             logging.info("[multiview] 3D feedback: nothing to be seen in some view yet, this step goes without.")
             return denoised
         last = self._last.get(threading.get_ident())
@@ -88,6 +88,9 @@ class FeedbackPatch:
             )
         return images[..., :3].float().clamp(0, 1)
 
+    def _enough_to_see(self, images: Tensor) -> bool:
+        return something_to_see(images)
+
     def _fed_back(self, model, views: Tensor, images: Tensor, splat: Gaussians, weight: float) -> Tensor:
         f = self.feedback
         renders, coverage = render_views(splat, f.cameras, images)
@@ -106,12 +109,16 @@ class InjectedFeedback(FeedbackPatch):
     """Ouroboros3D's form: the renders and coordinate maps of one step are told to the network in the next.
 
     The model carries the trained encoders (ouroboros_model.py); the prediction itself is left as it is.
+    trained_reconstruction: by a network, which was trained on views of all noise levels, on blank ones too.
     """
 
-    def __init__(self, feedback: Feedback, definition: str):
+    def __init__(self, feedback: Feedback, definition: str, trained_reconstruction: bool = False):
         super().__init__(feedback)
-        self.definition = definition
+        self.definition, self.trained_reconstruction = definition, trained_reconstruction
         self._maps: dict[int, dict[str, Tensor]] = {}
+
+    def _enough_to_see(self, images: Tensor) -> bool:
+        return self.trained_reconstruction or super()._enough_to_see(images)
 
     def _fed_back(self, model, views: Tensor, images: Tensor, splat: Gaussians, weight: float) -> Tensor:
         height, width = images.shape[1:3]
@@ -159,12 +166,18 @@ def as_views(denoised: Tensor, cameras: Cameras) -> Tensor:
 
 def check_vae(vae, model) -> None:
     """ValueError for a VAE whose latents are not the model's."""
-    channels = getattr(vae, "latent_channels", None)
-    wanted = model.get_model_object("latent_format").latent_channels
+    channels, latent = getattr(vae, "latent_channels", None), model.get_model_object("latent_format")
+    wanted = latent.latent_channels
     if channels is not None and channels != wanted:
         raise ValueError(
             f"This VAE has latents of {channels} channels but the model draws {wanted}; connect the VAE that belongs "
             "to the model."
+        )
+    side, expected = getattr(vae, "spacial_compression_encode", lambda: None)(), host.cell_pixels(latent)
+    if None not in (side, expected) and side != expected:
+        raise ValueError(
+            f"This VAE makes one latent cell of {side} x {side} pixels but the model draws cells of {expected} x "
+            f"{expected}; connect the VAE that belongs to the model."
         )
 
 

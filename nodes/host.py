@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+import comfy.latent_formats
 import comfy.model_management
 import comfy.utils
 import folder_paths
@@ -92,6 +93,13 @@ def from_splat(splat, index: int = 0) -> Gaussians:
     n = splat.positions.shape[1] if counts is None else int(counts[index])
     p, s, r, o, sh = (getattr(splat, f)[index, :n].float() for f in fields)
     return Gaussians(p, s, r, o.reshape(n), sh).validate()
+
+
+def cell_pixels(latent_format) -> int | None:
+    """Pixels along a side of a latent's cell. None where a host that keeps no record of it (0.3) leaves it open."""
+    if isinstance(latent_format, (comfy.latent_formats.SD15, comfy.latent_formats.SDXL)):
+        return 8
+    return getattr(latent_format, "spacial_downscale_ratio", None)
 
 
 # --- running ----------------------------------------------------------------------------------------------------------

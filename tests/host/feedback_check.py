@@ -8,6 +8,7 @@ line of findings, which the tests judge.
 
 from __future__ import annotations
 
+import copy
 import json
 import sys
 import types
@@ -28,11 +29,15 @@ args.cpu = True
 
 import comfy.model_management  # noqa: E402
 import comfy.samplers  # noqa: E402
+import comfy.sd  # noqa: E402
+import comfy.taesd.taesd  # noqa: E402
 from comfy.context_windows import IndexListContextHandler  # noqa: E402
 from mvpack.multiview.cameras import orbit  # noqa: E402
 from mvpack.multiview.demo.analytic import AnalyticModel, AnalyticOptions  # noqa: E402
 from mvpack.multiview.demo.bank import build_bank  # noqa: E402
 from mvpack.multiview.feedback import QuickFit  # noqa: E402
+from mvpack.multiview.lgm import LGM, LGMConfig  # noqa: E402
+from mvpack.multiview.lgm_reconstruct import lgm_model  # noqa: E402
 from mvpack.multiview.splats.render import render_gaussians  # noqa: E402
 from mvpack.nodes.analytic_model import make_analytic_model  # noqa: E402
 from mvpack.nodes.feedback import ThreeDFeedback  # noqa: E402
@@ -151,8 +156,15 @@ def refusals() -> None:
     said("window", lambda: node(preset="custom", start_noise=1.0, end_noise=2.0))
     said("no input view", lambda: node(cameras=nameless, keep_input=True))
     said("no input view to weigh", lambda: node(cameras=nameless, input_weight=3.0))
-    four = types.SimpleNamespace(latent_channels=4)
-    said("vae", lambda: node(vae=four))
+    # Real VAEs: the tiny one of SD, with 4 channels, and the model's own as if its cells were larger.
+    said("vae", lambda: node(vae=comfy.sd.VAE(sd=comfy.taesd.taesd.TAESD(latent_channels=4).state_dict())))
+    coarse = copy.copy(VAE)
+    coarse.downscale_ratio = coarse.upscale_ratio = 8
+    said("vae cells", lambda: node(vae=coarse))
+    lgm = lgm_model(LGM(LGMConfig((32,) * 3, (False,) * 3, (32,) * 2, (False,) * 2)), "lgm")
+    said("lgm views", lambda: node(lgm=lgm))
+    said("lgm, three views", lambda: node(lgm=lgm, cameras=CAMERAS.subset([0, 2, 4])))
+    said("lgm, one view", lambda: node(lgm=lgm, cameras=CAMERAS.subset([0])))
     windowed = MODEL.clone()
     windowed.model_options["context_handler"] = IndexListContextHandler(None, None, context_length=4)
     said("windows", lambda: node(windowed))

@@ -53,7 +53,11 @@ WORDS = {
     "window": "more noise than it ends",
     "no input view": "do not say which view",
     "no input view to weigh": "do not say which view",
-    "vae": "4 channels but the model draws 3",
+    "vae": "4 channels but the model draws 3.*connect the VAE",
+    "vae cells": "one latent cell of 8 x 8 pixels but the model draws cells of 1 x 1.*connect the VAE",
+    "lgm views": r"these 6 cameras .*within 12 degrees of 90 and 270: .*or use Fit Gaussian Splat",
+    "lgm, three views": r"these 3 cameras .*within 12 degrees of 90 and 180 and 270: .*or use Fit Gaussian Splat",
+    "lgm, one view": r"these 1 cameras .*of 90 and 180 and 270: .*or use Fit Gaussian Splat",
     "windows": "context windows",
     "count": "2 views",
 }
