@@ -110,7 +110,7 @@ def load_lpips(files: LpipsFiles, operations=nn) -> Lpips:
     heads = state if files.heads == files.backbone else _read(files.heads)
     network = Lpips(files.kind, operations)
     wanted = {f"heads.{i}": heads.get(f"lin{i}.model.1.weight") for i in range(len(network.heads))}
-    for i, place in enumerate(_places(files.kind)):
+    for i, place in enumerate(convolution_places(files.kind)):
         for part in ("weight", "bias"):
             wanted[f"features.{i}.{part}"] = state.get(f"features.{place}.{part}")
     missing = [name for name, value in wanted.items() if value is None]
@@ -129,7 +129,7 @@ def _unit(features: Tensor) -> Tensor:
     return features / (features.square().sum(1, keepdim=True).clamp_min(1e-24).sqrt() + 1e-10)
 
 
-def _places(kind: str) -> list[int]:
+def convolution_places(kind: str) -> list[int]:
     """torchvision's index of each convolution: every one is followed by its ReLU, and poolings count."""
     places, index = [], 0
     for item in STACKS[kind]:

@@ -3,27 +3,20 @@
 from __future__ import annotations
 
 import json
-import os
 
 import comfy.model_management
-import folder_paths
-import torch
 from comfy_api.latest import io, ui
 
 from ..multiview.cameras import Cameras
 from ..multiview.consistency_measure import QUALITIES, Measured, Wanted, measure
 from ..multiview.consistency_report import picture, table
 from ..multiview.draw import from_pil, to_pil
-from ..multiview.lpips import find_weights, load_lpips
 from . import host
 from .host import CamerasType, DepthType, SplatType, advanced, schema
+from .lpips_weights import lpips_network
 
 FIT_MEMORY_BYTES = 2 << 30
 NOT_MEASURED = 0.0  # a number that comparisons and sums of other nodes can take, and that no measured view reaches
-NO_LPIPS = (
-    "LPIPS was not measured: its weights were not found. Put the AlexNet (or VGG-16) backbone of torchvision and the "
-    "published LPIPS heads of the same network into ComfyUI's folder models/lpips."
-)
 
 
 class ConsistencyMetrics(io.ComfyNode):
@@ -94,7 +87,7 @@ class ConsistencyMetrics(io.ComfyNode):
         if not (odd_even or neighbours or held_out) and truth is None and true_splat is None:
             raise ValueError("There is nothing to measure; switch a measure on or connect truth or true_splat.")
         given, true = (None if one is None else host.from_splat(one) for one in (splat, true_splat))
-        network = _lpips_network() if lpips and (odd_even or truth is not None) else None
+        network, note = lpips_network("alex") if lpips and (odd_even or truth is not None) else (None, "")
         device = host.fit_device()
         comfy.model_management.free_memory(FIT_MEMORY_BYTES, device)
         measured = measure(
@@ -102,8 +95,7 @@ class ConsistencyMetrics(io.ComfyNode):
             depth=None if depth is None else depth.depth, perceptual=network, seed=seed, on_step=_reporter(),
             device=device,
         )
-        notes = (NO_LPIPS,) if lpips and network is None and (odd_even or truth is not None) else ()
-        text = table(measured, cameras, title, notes)
+        text = table(measured, cameras, title, (note,) if note else ())
         sheet = from_pil(picture(measured, cameras, title))
         numbers = json.dumps({"title": title, "quality": quality, **measured.numbers()}, allow_nan=False)
         # Core's page shows a node's text and pictures side by side.
@@ -125,17 +117,6 @@ def _reporter():
         progress.step(step, total, to_pil(info["get_preview"]()) if shown else None, send=shown)
 
     return on_step
-
-
-def _lpips_network():
-    """LPIPS with weights from models/lpips or torch's own download folder; None where there are none."""
-    files = find_weights(
-        [os.path.join(folder_paths.models_dir, "lpips"), os.path.join(torch.hub.get_dir(), "checkpoints")]
-    )
-    if files is None:
-        return None
-    with torch.inference_mode(False):
-        return load_lpips(files)
 
 
 NODES = [ConsistencyMetrics]
