@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 import torch
@@ -14,8 +15,10 @@ from .lgm import LGM, config_of
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".ckpt")
 VIDEOMV_PREFIX = "lgm_big."
-# What a file is called in messages. The first kind whose keys are all there (a trailing * stands for any rest) is it.
+# What a file is called in messages. The first kind whose keys are all there is it; patterns are fnmatch's.
 KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
+    # Before the models, whose names LoRA files repeat.
+    "lora": ("a LoRA", ("*lora[_.]*",)),
     "ouroboros_views": (
         "Ouroboros3D's view model (mv_model_unet)", ("unet.conv_in.weight", "cond_encoder.0.conv_in.weight")
     ),
@@ -33,7 +36,6 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "stable_diffusion": ("a Stable Diffusion checkpoint", ("model.diffusion_model.*",)),
     "unet_diffusers": ("an image UNet in diffusers' layout", ("down_blocks.0.resnets.0.conv1.weight", "conv_in.*")),
     "vae": ("a VAE", ("decoder.conv_in.weight",)),
-    "lora": ("a LoRA", ("lora*",)),
 }  # fmt: skip
 
 
@@ -80,7 +82,7 @@ def kind_of(names) -> str | None:
     """Key of KINDS for a file with these tensor names, None if it is nothing known."""
     names = set(names)
     for kind, (_, keys) in KINDS.items():
-        if all(any(n.startswith(k[:-1]) for n in names) if k.endswith("*") else k in names for k in keys):
+        if all(any(fnmatchcase(n, k) for n in names) if "*" in k else k in names for k in keys):
             return kind
     return None
 
