@@ -32,6 +32,7 @@ class LGMConfig:
     """Widths and attention of the levels, from the finest down and up again.
 
     layers: blocks in a level on the way down; one more on the way up. timed: with a time embedding.
+    rigged: with a tensor that says for which cameras it was trained (radius, field of view, side; training/).
     """
 
     down: tuple[int, ...] = (64, 128, 256, 512, 1024, 1024)
@@ -41,6 +42,7 @@ class LGMConfig:
     middle_attention: bool = True
     layers: int = 2
     timed: bool = False
+    rigged: bool = False
 
     def splat_size(self, side: int = INPUT_SIZE) -> int:
         """Gaussians along a side of each view."""
@@ -205,26 +207,32 @@ class LGM(nn.Module):
         self.config = config
         self.unet = UNet(config, operations)
         self.conv = operations.Conv2d(CHANNELS, CHANNELS, 1)
+        if config.rigged:
+            self.register_buffer("rig", torch.zeros(3))
 
-    def forward(self, inputs: Tensor, time: float | None = None, views: int = VIEWS) -> Tensor:
+    def forward(self, inputs: Tensor, time: float | Tensor | None = None, views: int = VIEWS) -> Tensor:
         """inputs (B*views,9,H,W), the views of an object one after another -> raw channels (B*views,14,h,w).
 
-        time: for a timed network, c_noise = ln(sigma) / 4 of the views, 0 for clean ones (Ouroboros3D, section 3.2).
+        time: for a timed network, c_noise = ln(sigma) / 4 of the views, 0 for clean ones (Ouroboros3D, section 3.2);
+        one number or (B,).
         """
         if inputs.ndim != 4 or inputs.shape[1] != 9 or inputs.shape[0] % views:
             raise ValueError(f"LGM takes (B*{views},9,H,W), colours and rays, got {tuple(inputs.shape)}.")
         embedded = None
         if self.config.timed:
             wave = time_wave(0.0 if time is None else time).to(inputs)
-            embedded = self.unet.time_embed(wave[None])
+            embedded = self.unet.time_embed(wave.view(-1, TIME))
+            if len(embedded) > 1:
+                embedded = embedded.repeat_interleave(views, dim=0)
         return self.conv(self.unet(inputs, embedded, views))
 
 
-def time_wave(time: float) -> Tensor:
-    """(128,) cosines, then sines, of time at 64 frequencies from 1 down to almost 1/10000."""
+def time_wave(time: float | Tensor) -> Tensor:
+    """(...,128) cosines, then sines, of time (...) at 64 frequencies from 1 down to almost 1/10000."""
     half = TIME // 2
     frequencies = torch.exp(-math.log(10000.0) * torch.arange(half, dtype=torch.float32) / half)
-    return torch.cat([torch.cos(time * frequencies), torch.sin(time * frequencies)])
+    angles = torch.as_tensor(time, dtype=torch.float32).cpu()[..., None] * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
 
 
 def config_of(shapes: Mapping[str, tuple[int, ...]]) -> LGMConfig:
@@ -243,6 +251,7 @@ def config_of(shapes: Mapping[str, tuple[int, ...]]) -> LGMConfig:
     return LGMConfig(
         levels["down"], attention["down"], levels["up"], attention["up"],
         "unet.mid_block.attns.0.attn.qkv.weight" in shapes, len(blocks), "unet.time_embed.0.weight" in shapes,
+        "rig" in shapes,
     )  # fmt: skip
 
 

@@ -22,6 +22,7 @@ KINDS: dict[str, tuple[str, tuple[str, ...]]] = {
     "ouroboros_views": (
         "Ouroboros3D's view model (mv_model_unet)", ("unet.conv_in.weight", "cond_encoder.0.conv_in.weight")
     ),
+    "demo_lgm": ("a small LGM trained with this pack", ("unet.conv_in.weight", "conv.weight", "rig")),
     "ouroboros_lgm": (
         "Ouroboros3D's reconstruction model (recon_model)",
         ("unet.conv_in.weight", "conv.weight", "unet.time_embed.0.weight"),
@@ -100,7 +101,7 @@ def require_kind(tensors: Mapping[str, Tensor], wanted: tuple[str, ...], label: 
 
 
 def load_lgm(path: str | Path, operations=nn) -> tuple[LGM, str]:
-    """An LGM and its kind ("lgm", "videomv" or "ouroboros_lgm"), in the file's precision, ready to run.
+    """An LGM and its kind ("lgm", "videomv", "ouroboros_lgm" or "demo_lgm"), in the file's precision, ready to run.
 
     ValueError for files of other kinds (named), and for missing, unknown or misshapen tensors.
     """
@@ -110,8 +111,8 @@ def load_lgm(path: str | Path, operations=nn) -> tuple[LGM, str]:
 def build_lgm(tensors: Mapping[str, Tensor], operations=nn) -> tuple[LGM, str]:
     """load_lgm from tensors by name."""
     kind = require_kind(
-        tensors, ("lgm", "videomv", "ouroboros_lgm"), "an LGM", "choose model_fp16_fixrot.safetensors of LGM, "
-        "VideoMV's weights or Ouroboros3D's recon_model"
+        tensors, ("lgm", "videomv", "ouroboros_lgm", "demo_lgm"), "an LGM",
+        "choose model_fp16_fixrot.safetensors of LGM, VideoMV's weights or Ouroboros3D's recon_model",
     )  # fmt: skip
     start = VIDEOMV_PREFIX if kind == "videomv" else ""
     own = {k[len(start) :]: v for k, v in tensors.items() if k.startswith(start)}

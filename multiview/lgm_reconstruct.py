@@ -81,15 +81,21 @@ class LGMModel:
 
 
 def lgm_model(network: LGM, kind: str, rotations: str = "auto", name: str = "") -> LGMModel:
-    """rotations "auto": predicted by LGM files named ...fixrot..., identity for all others.
+    """rotations "auto": predicted by LGM files named ...fixrot... and by ours, identity for all others.
 
     LGM's fault was mended on 2024-04-03; VideoMV's and Ouroboros3D's weights are from before (references.md 3.6).
     """
     if rotations not in ROTATIONS:
         raise ValueError(f"rotations is '{rotations}'; choose one of {', '.join(ROTATIONS)}.")
-    mended = kind == "lgm" and "fixrot" in name.lower()
+    mended = network.config.rigged or kind == "lgm" and "fixrot" in name.lower()
     identity = not mended if rotations == "auto" else rotations == "identity"
-    return LGMModel(network, kind, RIGS[kind], identity)
+    return LGMModel(network, kind, rig_of(network) if network.config.rigged else RIGS[kind], identity)
+
+
+def rig_of(network: LGM) -> Rig:
+    """The cameras that a network of this pack's own training says it was trained for."""
+    radius, fov_y, side = (round(x, 4) for x in network.rig.tolist())
+    return Rig(radius, fov_y, int(side))
 
 
 def choose_views(cameras: Cameras, tolerance_deg: float = TOLERANCE_DEG) -> list[int]:

@@ -32,11 +32,20 @@ RAY_CHANNELS = 6 * (2 * HARMONICS + 1)
 
 @dataclass(frozen=True)
 class InjectorConfig:
-    """channels: widths of the UNet's levels. layers: its blocks in a level. blocks: residual blocks in a scale."""
+    """channels: widths of the UNet's levels. layers: its blocks in a level. blocks: residual blocks in a scale.
 
-    channels: tuple[int, int, int, int] = (320, 640, 1280, 1280)
+    rays: with embeddings of the cameras' rays; without them for models that know their poses, trained with this pack.
+    """
+
+    channels: tuple[int, ...] = (320, 640, 1280, 1280)
     layers: int = 2
     blocks: int = 3
+    rays: bool = True
+
+    @property
+    def definition(self) -> str:
+        """Which coordinate maps (coordinates.py) the weights know: the public ones come with rays, ours without."""
+        return "released" if self.rays else "canonical"
 
 
 class ResBlock(nn.Module):
@@ -95,12 +104,13 @@ class Injector(nn.Module):
         self.config = config = config or InjectorConfig()
         c = config.channels
         self.cond_encoder = nn.ModuleList([FeedbackEncoder(config, operations) for _ in range(2)])
-        self.down_plucker = nn.ModuleList([RayEmbedding(width, operations) for width in (c[0], *c[:3])])
-        self.mid_plucker = RayEmbedding(c[3], operations)
-        self.up_plucker = nn.ModuleList([RayEmbedding(width, operations) for width in (c[3], c[3], c[2], c[1])])
+        if config.rays:
+            self.down_plucker = nn.ModuleList([RayEmbedding(width, operations) for width in (c[0], *c[:-1])])
+            self.mid_plucker = RayEmbedding(c[-1], operations)
+            self.up_plucker = nn.ModuleList([RayEmbedding(width, operations) for width in (c[-1], *c[:0:-1])])
 
     def forward(self, colour: Tensor | None, coordinates: Tensor | None) -> list[Tensor]:
-        """Maps (N,3,8h,8w) in [0,1] of the last reconstruction -> four features to add, the finest first.
+        """Maps (N,3,8h,8w) in [0,1] of the last reconstruction -> a feature for each level, the finest first.
 
         One of them may be None: it is left out. Before the first reconstruction both are all zero (black, not None).
         """
@@ -123,6 +133,8 @@ class Injector(nn.Module):
     def ray_embedding(self, side: str, number: int) -> RayEmbedding | None:
         """What embeds the rays at ("input", block) or ("output", block), None where nothing is added."""
         step = self.config.layers + 1
+        if not self.config.rays:
+            return None
         if side == "input" and number == self.levels * step - 1:
             return self.mid_plucker
         level, rest = divmod(number, step)
@@ -131,7 +143,7 @@ class Injector(nn.Module):
         return (self.down_plucker if side == "input" else self.up_plucker)[level]
 
     def feedback_level(self, side: str, number: int) -> int | None:
-        """Which of the four features is added at ("input", block) or ("output", block), None where none is."""
+        """Which of the features is added at ("input", block) or ("output", block), None where none is."""
         step = self.config.layers + 1
         if side == "output":
             return self.levels - 1 if number == 0 else None
@@ -148,7 +160,7 @@ class Injector(nn.Module):
             for block in encoder.body:
                 if block.in_conv is not None:
                     block.in_conv.bias.zero_()
-        for embedding in (*self.down_plucker, self.mid_plucker, *self.up_plucker):
+        for embedding in (part for part in self.modules() if isinstance(part, RayEmbedding)):
             embedding.embed[2].weight.zero_()
             embedding.embed[2].bias.zero_()
         return self
@@ -195,15 +207,20 @@ def split_view_model(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], 
 
 
 def load_injector(tensors: Mapping[str, Tensor], operations=nn) -> Injector:
-    """The injector with these tensors, all of them and no others (ValueError)."""
+    """The released injector with these tensors, all of them and no others (ValueError)."""
     shapes = {k: tuple(v.shape) for k, v in tensors.items()}
     found = [shapes.get(f"{place}.embed.0.weight", (0,))[0] for place in ("down_plucker.0", "down_plucker.2",
              "down_plucker.3", "mid_plucker")]  # fmt: skip
     blocks = sum(k.startswith("cond_encoder.0.body.") and k.endswith("block1.weight") for k in shapes)
     if not all(found) or blocks % len(found) or not blocks:
         raise ValueError("The view model's encoders are incomplete; download mv_model_unet.pth again.")
+    return fill_injector(InjectorConfig(tuple(found), blocks=blocks // len(found)), tensors, operations)
+
+
+def fill_injector(config: InjectorConfig, tensors: Mapping[str, Tensor], operations=nn) -> Injector:
+    """An injector of this configuration with these tensors, all of them and no others (ValueError)."""
     with torch.device("meta"):
-        injector = Injector(InjectorConfig(tuple(found), blocks=blocks // len(found)), operations)
+        injector = Injector(config, operations)
     check_weights("feedback encoder", dict(tensors), injector.state_dict())
     injector.load_state_dict(dict(tensors), assign=True)
     return injector.eval().requires_grad_(False)

@@ -123,9 +123,9 @@ class LoadDemoModel(io.ComfyNode):
         check_size(resolution, resolution)
         cameras = cameras or preset("demo")
         if kind == "trained":
-            from .trained_model import load_trained_demo_model
+            from .trained_model import load_demo_model_for
 
-            model, vae = load_trained_demo_model(_trained_weights())
+            model, vae = load_demo_model_for(_trained_weights(), cameras)
         else:
             from .analytic_model import make_analytic_model
 

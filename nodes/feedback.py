@@ -15,12 +15,13 @@ from . import host
 from .feedback_patch import Feedback, FeedbackPatch, InjectedFeedback, by_lgm, check_vae, input_view_kept
 from .host import CamerasType, advanced, schema
 from .lgm import LGMType
-from .ouroboros_model import check_injector
+from .ouroboros_model import check_injector, injector_of
 from .sampling_checks import When, check_windows
 
 # More than any short fit of a few thousand Gaussians took.
 FIT_MEMORY_BYTES = 1024**3
 TRAINED = "Ouroboros3D (trained)"
+AUTO = "auto"
 
 
 class ThreeDFeedback(io.ComfyNode):
@@ -44,7 +45,8 @@ class ThreeDFeedback(io.ComfyNode):
                 io.Combo.Input("preset", options=[*PRESETS, CUSTOM, TRAINED], default="default",
                                tooltip="default: what did best in our tables. VideoMV: at 20, 30 and 40 of 50 steps "
                                "the render takes the place of the view; cheapest. Cycle3D: at every step. custom: the "
-                               "settings marked custom below. Ouroboros3D: for the model of Ouroboros3D Cameras only; "
+                               "settings marked custom below. Ouroboros3D: for the model of Ouroboros3D Cameras, or "
+                               "a demo model trained with encoders; "
                                "colour and coordinates of the splat are told to its network, at every step."),
                 io.Float.Input("strength", default=1.0, min=0.0, max=4.0, step=0.05, round=0.001,
                                tooltip="Factor on the weight of the renders. 0 leaves the model exactly as it is."),
@@ -78,9 +80,9 @@ class ThreeDFeedback(io.ComfyNode):
                          tooltip="Gaussians of the splat."),
                 advanced(io.Int.Input, "seed", default=0, min=0, max=2**63 - 1, control_after_generate=False,
                          tooltip="Seed of the fits."),
-                advanced(io.Combo.Input, "coordinates", options=list(DEFINITIONS), default="released",
-                         tooltip="Ouroboros3D: how coordinates become colours. released: for the public weights. "
-                         "canonical: for encoders trained with this pack."),
+                advanced(io.Combo.Input, "coordinates", options=[AUTO, *DEFINITIONS], default=AUTO,
+                         tooltip="Ouroboros3D: how coordinates become colours. auto: as the model's encoders know "
+                         "it. released: for the public weights. canonical: for encoders trained with this pack."),
                 LGMType.Input("lgm", optional=True, tooltip="Reconstruct with this network instead of fitting: quicker "
                               "on a graphics card. Needs views at 0, 90, 180 and 270 degrees on white."),
             ],
@@ -121,7 +123,8 @@ class ThreeDFeedback(io.ComfyNode):
                 input_view_kept(cameras, 0.0 if keep_input else 1.0), object_only, when,
             )  # fmt: skip
             if preset == TRAINED:
-                patch = InjectedFeedback(feedback, coordinates)
+                definition = injector_of(model).config.definition if coordinates == AUTO else coordinates
+                patch = InjectedFeedback(feedback, definition, lgm is not None and lgm.network.config.timed)
                 patched.add_wrapper_with_key(WrappersMP.APPLY_MODEL, "mv_feedback", patch.around_model)
             else:
                 patch = FeedbackPatch(feedback)

@@ -15,10 +15,12 @@ from ..multiview.coordinates import feedback_maps
 from ..multiview.feedback import Moments, Reconstruct, blend, render_views, something_to_see
 from ..multiview.lgm_reconstruct import LGMModel
 from ..multiview.splats.gaussians import Gaussians
+from ..multiview.splats.memory import memory_advice
 from . import host
 from .ouroboros_model import FEEDBACK
 from .sampling_checks import When, step_of
 
+MEMORY_ADVICE = "draw smaller or fewer views, or lower points in 3D Feedback."
 ADVICE = "3D feedback needs it, so choose one of ComfyUI's own samplers"
 
 
@@ -62,9 +64,10 @@ class FeedbackPatch:
             logging.info("[multiview] 3D feedback: nothing to be seen in some view yet, this step goes without.")
             return denoised
         last = self._last.get(threading.get_ident())
-        splat = self.feedback.reconstruct(images, last, sigma, lambda *_: host.check_cancelled())
-        self._keep(splat)
-        fed_back = self._fed_back(args["model"], views, images, splat, weight)
+        with memory_advice("reconstructing the views for 3D feedback", MEMORY_ADVICE):
+            splat = self.feedback.reconstruct(images, last, sigma, lambda *_: host.check_cancelled())
+            self._keep(splat)
+            fed_back = self._fed_back(args["model"], views, images, splat, weight)
         # Decoding and the network that reconstructs may have moved the model away to make room.
         patcher = getattr(args["model"], "current_patcher", None)
         if patcher is not None:

@@ -42,11 +42,12 @@ class LoadLGM(io.ComfyNode):
             inputs=[
                 io.Combo.Input("file", options=model_files(FOLDER, SUFFIXES),
                                tooltip="A file in models/lgm: LGM's model_fp16_fixrot.safetensors, Ouroboros3D's "
-                               "recon_model.pth, or VideoMV's weights."),
+                               "recon_model.pth, VideoMV's weights, or a small LGM trained with this pack."),
                 advanced(io.Combo.Input, "rotations", options=list(ROTATIONS), default="auto",
                          tooltip="Whether the Gaussians take the rotations that the network predicts. Weights from "
                          "before April 2024 were trained with a fault that made every rotation the identity. auto: "
-                         "predicted for LGM files named ...fixrot..., identity for all others."),
+                         "predicted for LGM files named ...fixrot... and those trained with this pack, identity for "
+                         "all others."),
             ],
             outputs=[
                 LGMType.Output(display_name="lgm", tooltip="For LGM Reconstruct."),

@@ -115,10 +115,11 @@ class Injection:
                 f"The model draws {views:g} views at a time but its cameras describe {self.views}; make an empty "
                 "latent with as many frames, and take context windows off the model."
             )
-        if sides[0] != sides[1] or sides[0] % SHRINK:
+        cell = 2 ** (self.injector.levels - 1)
+        if sides[0] != sides[1] or sides[0] % cell:
             raise ValueError(
-                f"Ouroboros3D draws square views whose sides are multiples of {8 * SHRINK} pixels, got "
-                f"{8 * sides[1]} x {8 * sides[0]}; 512 x 512 is what it was trained on."
+                f"This model draws square views whose sides are multiples of {SHRINK * cell} pixels, got "
+                f"{SHRINK * sides[1]} x {SHRINK * sides[0]}; use the size it was trained on (Ouroboros3D: 512 x 512)."
             )
 
     def features(self, maps: dict | None, x: torch.Tensor) -> list[torch.Tensor]:
@@ -167,11 +168,14 @@ class Injection:
 def with_injection(model, cameras: Cameras, maps: dict | None = None, rays: bool = True):
     """A clone of a MODEL with an injector, for views from these cameras.
 
-    maps: as mv_feedback, used where that is missing. rays False: feedback alone, for models with poses of their own.
+    maps: as mv_feedback, used where that is missing. rays False: feedback alone, for models with poses of their own
+    (always so where the injector has no embeddings of rays).
     """
     kind = comfy.patcher_extension.WrappersMP.DIFFUSION_MODEL
     if model.get_wrappers(kind, KEY):
-        raise ValueError("This model has its Ouroboros3D cameras already; connect the model of Load Ouroboros3D.")
+        raise ValueError(
+            "This model has its Ouroboros3D cameras already; connect it to the sampler, or to 3D Feedback, as it is."
+        )
     patched = model.clone()
     injection = Injection(injector_of(model), ray_frame(cameras), cameras.intrinsics.cpu(), maps, rays)
     patched.set_model_patch(injection.after_input, "input_block_patch")

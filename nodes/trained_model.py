@@ -15,11 +15,14 @@ import comfy.latent_formats
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
+import comfy.ops
 import comfy.sd
 import comfy.supported_models
 import comfy.utils
 import torch
 
+from ..multiview.cameras import Cameras
+from ..multiview.demo.joint_files import read_injector
 from ..multiview.demo.video_unet import (
     VideoConfig,
     check_weights,
@@ -74,6 +77,21 @@ def load_trained_demo_model(path: str | Path) -> tuple[comfy.model_patcher.Model
     """
     config, unet, vae, _ = read_checkpoint(path)
     return build_model(TrainedConfig(config), unet), _build_vae(config, vae)
+
+
+def load_demo_model_for(path: str | Path, cameras: Cameras) -> tuple[comfy.model_patcher.ModelPatcher, comfy.sd.VAE]:
+    """load_trained_demo_model for views from these cameras: with its injector, where it was trained with one.
+
+    Then it draws as in the first step of Ouroboros3D's loop until a 3D Feedback node tells it of a splat.
+    """
+    # Not at the top: that module builds its models with this one.
+    from .ouroboros_model import attach, with_injection
+
+    model, vae = load_trained_demo_model(path)
+    injector = read_injector(path, comfy.ops.manual_cast)
+    if injector is not None:
+        model = with_injection(attach(model, injector), cameras)
+    return model, vae
 
 
 def build_model(described, weights: dict[str, torch.Tensor]) -> comfy.model_patcher.ModelPatcher:

@@ -18,6 +18,8 @@ SCRIPTS = {
     "video": "train_video_unet",
     "pose": "train_pose_unet",
     "gate": "gate",
+    "joint": "train_joint",
+    "joint-gate": "joint_gate",
     "carry": "comfy_classes",
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -33,8 +34,12 @@ def apply_unet(
     views: int,
     dtype=torch.float32,
     images_only: Tensor | None = None,
+    patches: dict | None = None,
 ) -> Tensor:
-    """Raw output F for x (BV,C,h,w) at sigma (BV,), computed in dtype, returned as float32. images_only: (B,V)."""
+    """Raw output F for x (BV,C,h,w) at sigma (BV,), computed in dtype, returned as float32.
+
+    images_only: (B,V). patches: functions at the host's patch points, by their names there.
+    """
     scaled = x / (sigma.view(-1, 1, 1, 1) ** 2 + 1).sqrt()
     if images_only is None:
         images_only = torch.zeros(x.shape[0] // views, views, device=x.device)
@@ -45,15 +50,41 @@ def apply_unet(
         y=cond["y"].to(dtype),
         num_video_frames=views,
         image_only_indicator=images_only,
+        transformer_options={"patches": patches or {}},
     ).float()
 
 
-def v_loss(
-    unet: nn.Module, clean: Tensor, config: VideoConfig, generator: torch.Generator, dtype=torch.float32
-) -> Tensor:
-    """(B,) loss of each scene. clean: (B,V,C,h,w), view 0 is the input view. The squared error of the v-prediction,
-    which weighs all noise levels alike (EDM's weighting, Karras et al. 2022, equation 8).
-    """
+@dataclass(frozen=True)
+class Noisy:
+    """B scenes of V views with noise: x (BV,C,h,w) at sigma (BV,), and what the UNet is told and should say."""
+
+    x: Tensor
+    sigma: Tensor
+    cond: dict[str, Tensor]
+    images_only: Tensor
+    target: Tensor
+
+    @property
+    def views(self) -> int:
+        return self.images_only.shape[1]
+
+    def output(self, unet: nn.Module, dtype=torch.float32, patches: dict | None = None) -> Tensor:
+        """Raw output of the UNet."""
+        return apply_unet(unet, self.x, self.sigma, self.cond, self.views, dtype, self.images_only, patches)
+
+    def loss(self, output: Tensor) -> Tensor:
+        """(B,) squared error of the v-prediction, which weighs all noise levels alike (EDM's weighting, Karras et al.
+        2022, equation 8).
+        """
+        return (output - self.target).square().mean((1, 2, 3)).view(-1, self.views).mean(1)
+
+    def denoised(self, output: Tensor) -> Tensor:
+        """(B,V,C,h,w)."""
+        return denoised_from_output(self.x, output, self.sigma).unflatten(0, (-1, self.views))
+
+
+def add_noise(clean: Tensor, config: VideoConfig, generator: torch.Generator) -> Noisy:
+    """clean: (B,V,C,h,w), view 0 is the input view, which is dropped now and then, as views are cut apart."""
     scenes, views = clean.shape[:2]
     device = clean.device
     sigma = draw_sigmas(scenes, config, generator).to(device)
@@ -63,11 +94,18 @@ def v_loss(
     cond = conditioning(config, clean[:, 0] * keep[:, None, None, None], views)
     each = sigma.repeat_interleave(views)
     x = (clean + sigma.view(-1, 1, 1, 1, 1) * noise).flatten(0, 1)
-    output = apply_unet(unet, x, each, cond, views, dtype, alone[:, None].expand(-1, views))
     s = each.view(-1, 1, 1, 1)
     root = (s * s + 1).sqrt()
     target = (x / root - clean.flatten(0, 1) * root) / s
-    return (output - target).square().mean((1, 2, 3)).view(scenes, views).mean(1)
+    return Noisy(x, each, cond, alone[:, None].expand(-1, views), target)
+
+
+def v_loss(
+    unet: nn.Module, clean: Tensor, config: VideoConfig, generator: torch.Generator, dtype=torch.float32
+) -> Tensor:
+    """(B,) loss of each scene. clean: (B,V,C,h,w), view 0 is the input view."""
+    noisy = add_noise(clean, config, generator)
+    return noisy.loss(noisy.output(unet, dtype))
 
 
 def karras_sigmas(steps: int, low: float, high: float, rho: float = 7.0) -> Tensor:

@@ -64,16 +64,54 @@ class LatentPool:
     def __len__(self) -> int:
         return 0 if self.latents is None else self.latents.shape[0]
 
-    def batch(self, scenes: int, generator: torch.Generator, roll: int = ROLL) -> Tensor:
-        """(B,V,C,h,w) float32; view 0 is the input view, the others follow at even steps of azimuth."""
+    def choose(self, scenes: int, generator: torch.Generator, roll: int = ROLL) -> tuple[Tensor, Tensor, Tensor]:
+        """(B,) objects, (B,) whether mirrored, (B,V) which of their views in which order."""
         k = torch.randint(self.latents.shape[0], (scenes,), generator=generator)
         mirror = torch.randint(2, (scenes,), generator=generator)
         # Rolls are given for 16 views: a reference up to 67 degrees from the front.
         most = max(0, round(roll * self.views / 16))
         start = torch.randint(-most, most + 1, (scenes, 1), generator=generator)
-        order = (torch.arange(self.views)[None] + start) % self.views
+        return k, mirror, (torch.arange(self.views)[None] + start) % self.views
+
+    def latents_of(self, k: Tensor, mirror: Tensor, order: Tensor) -> Tensor:
+        """What choose() chose: (B,V,C,h,w) float32."""
         rows = self.latents[k.to(self.device), mirror.to(self.device)]
         return torch.gather(rows, 1, order.to(self.device)[:, :, None, None, None].expand_as(rows)).float()
+
+    def batch(self, scenes: int, generator: torch.Generator, roll: int = ROLL) -> Tensor:
+        """(B,V,C,h,w) float32; view 0 is the input view, the others follow at even steps of azimuth."""
+        return self.latents_of(*self.choose(scenes, generator, roll))
+
+
+class PicturePool(LatentPool):
+    """A LatentPool that keeps the pictures too, uint8 on the CPU: rgb (K,V,S,S,3) on black and alpha (K,V,S,S)."""
+
+    def __init__(self, folder: Path, vae: nn.Module, views: int, device, limit: int | None = None):
+        self.rgb: Tensor | None = None
+        self.alpha: Tensor | None = None
+        super().__init__(folder, vae, views, device, limit)
+
+    def refresh(self) -> int:
+        known = len(self.names)
+        count = super().refresh()
+        for _, fresh in read_shards(self.folder, ("rgb", "alpha"), self.names[:known]):
+            if self.rgb is not None and len(self.rgb) >= count:
+                break
+            step = fresh["rgb"].shape[1] // self.views
+            rgb, alpha = (fresh[name][:, ::step] for name in ("rgb", "alpha"))
+            self.rgb = rgb if self.rgb is None else torch.cat([self.rgb, rgb])
+            self.alpha = alpha if self.alpha is None else torch.cat([self.alpha, alpha])
+        self.rgb, self.alpha = self.rgb[:count], self.alpha[:count]
+        return count
+
+    def pictures_of(self, k: Tensor, mirror: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
+        """What choose() chose, as pictures on white (B,V,S,S,3) and coverage (B,V,S,S), in [0,1] on the device."""
+        back = torch.where(mirror[:, None] > 0, (-order) % self.views, order)
+        rgb, alpha = self.rgb[k[:, None], back], self.alpha[k[:, None], back]
+        flip = mirror[:, None, None, None].bool()
+        alpha = torch.where(flip, alpha.flip(3), alpha).to(self.device).float() / 255
+        rgb = torch.where(flip[..., None], rgb.flip(3), rgb).to(self.device).float() / 255
+        return rgb + 1 - alpha[..., None], alpha
 
 
 def conditioning(

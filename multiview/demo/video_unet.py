@@ -24,6 +24,8 @@ from torch import Tensor
 
 FORMAT = "mv-video-unet-1"
 UNET_PREFIX, VAE_PREFIX = "model.diffusion_model.", "first_stage_model."
+# Of a jointly trained injector (docs/ouroboros3d_training.md), where the file has one.
+INJECTOR_PREFIX = "injector."
 AUGMENTATION_WIDTH, ANGLE_WIDTH = 256, 512
 POSITION_FREQUENCIES = 4
 
