@@ -33,7 +33,7 @@ from workflow_parts import (
 from workflows_attention import cross_frame_sd15, cross_frame_zero123
 from workflows_consistency import measure_consistency
 from workflows_depth import depth_demo
-from workflows_feedback import feedback_demo, feedback_sv3d
+from workflows_feedback import feedback_demo, feedback_sv3d, feedback_sv3d_lgm
 from workflows_harmony import harmonyview_demo, harmonyview_sv3d
 from workflows_inversion import invert_demo
 from workflows_mesh import views_to_mesh
@@ -265,6 +265,7 @@ DESCRIPTIONS = [
     mirror_refine_demo,
     feedback_demo,
     feedback_sv3d,
+    feedback_sv3d_lgm,
     cross_frame_sd15,
     cross_frame_zero123,
     measure_consistency,

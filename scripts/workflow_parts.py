@@ -38,6 +38,25 @@ def fitted(graph: Graph, views: Slot, cameras: Slot, prefix: str, title: str = "
     return fit
 
 
+def loaded_lgm(graph: Graph, file: str) -> Slot:
+    loader = graph.node("MVLoadLGM", file=file)
+    graph.node("PreviewAny", "What the file is", source=loader["report"]).shows(140)
+    return loader["lgm"]
+
+
+def lgm_splat(graph: Graph, lgm: Slot | None, views: Slot, cameras: Slot, prefix: str):
+    """A group with the splat that an LGM makes of views, saved. lgm: None = it is loaded there."""
+    with graph.group("Splat", GREEN):
+        if lgm is None:
+            lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")
+            graph.column()
+        made = graph.node("MVLGMReconstruct", "Four views to a splat", lgm=lgm, images=views, cameras=cameras)
+        made.shows(PICTURE)
+        graph.node("PreviewAny", "Which views", source=made["report"]).shows(100)
+        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=made["splat"], filename_prefix=f"{prefix}/splat")
+    return made
+
+
 def contact_sheet(graph: Graph, prefix: str, cameras: Slot, columns: int, rows: dict[str, Slot]) -> None:
     names = ("views", "second", "third", "fourth")
     values = {}

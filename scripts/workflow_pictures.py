@@ -48,6 +48,7 @@ SHOWN = (
     "mirror_two_stages_sv3d",
     "refine_sv3d",
     "feedback_sv3d",
+    "feedback_sv3d_lgm",
 )
 # They load the turntable that the demo saves.
 RUN_IN_PAGE = ("views_to_mesh",)

@@ -11,6 +11,8 @@ from workflow_parts import (
     contact_sheet,
     contradicting_toy,
     fitted,
+    lgm_splat,
+    loaded_lgm,
     sv3d_conditioning,
     sv3d_loaded,
     sv3d_picture,
@@ -45,6 +47,26 @@ SV3D_NOTE = """
 Views too soft? Lower *strength* to 0.7. Still contradicting? Preset *default*, which leads at every second step
 until the views are nearly done.
 This workflow was not run with real SV3D weights where it was written, only with random ones of the same layout.
+"""
+LGM_NOTE = """
+## 3D feedback with SV3D and LGM, as VideoMV does it
+
+**You need** two files and a graphics card:
+
+- `sv3d_p.safetensors` in `ComfyUI/models/checkpoints` (huggingface.co/stabilityai/sv3d; mind its licence)
+- `model_fp16_fixrot.safetensors` in `ComfyUI/models/lgm` (huggingface.co/ashawkey/LGM)
+
+1. Choose your picture: **one object, centred, filling about two thirds of the frame**, and its *elevation*.
+2. *3D Feedback* leads the 21 views at 12, 18 and 24 of 30 steps: LGM makes a splat of them in one pass, and its
+   renders take their place for that step.
+3. LGM makes the splat of the finished views.
+
+LGM reads the four views at right angles only. SV3D has none at exactly 90, 180 and 270 degrees from your picture; those
+at 86, 171 and 274 are taken, with their true rays. With fewer than 16 views one may be further off than LGM allows, and
+the node says which: *feedback_sv3d* does the same with a fit, which takes any cameras.
+
+VideoMV's LGM was trained on unfinished views together with its own view model; yours was not, and SV3D's lens is longer
+than LGM's. Run on random weights only: how good it gets with the real ones is not measured.
 """
 
 
@@ -103,3 +125,27 @@ def feedback_sv3d(graph: Graph) -> None:
     graph.row()
     with graph.group("Look", BROWN):
         contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
+
+
+def feedback_sv3d_lgm(graph: Graph) -> None:
+    prefix = "multiview/feedback_sv3d_lgm"
+    with graph.group("Read me", BROWN):
+        graph.note(LGM_NOTE, (480, 640))
+    with graph.group("Your picture", BLUE):
+        picture, elevation = sv3d_picture(graph)
+    with graph.group("Views", BLUE):
+        loader, cameras = sv3d_loaded(graph, elevation)
+        lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")
+        graph.column()
+        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
+        patched = graph.node(
+            "MV3DFeedback", model=loader["MODEL"], vae=loader["VAE"], cameras=cameras, lgm=lgm,
+            preset="VideoMV (three steps)",
+        )["model"]  # fmt: skip
+        graph.column()
+        views = sv3d_sampled(graph, loader, conditioning, patched)
+        graph.node("PreviewImage", "The views", images=views).shows(PICTURE, 400)
+    made = lgm_splat(graph, lgm, views, cameras, prefix)
+    graph.row()
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": made["renders"]})

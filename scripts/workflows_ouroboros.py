@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from workflow_graph import Graph, Slot
+from workflow_graph import Graph
 from workflow_parts import (
     BLUE,
     BROWN,
@@ -10,6 +10,8 @@ from workflow_parts import (
     PICTURE,
     PURPLE,
     contact_sheet,
+    lgm_splat,
+    loaded_lgm,
     sv3d_conditioning,
     sv3d_loaded,
     sv3d_picture,
@@ -56,12 +58,6 @@ Run on random weights only: how good it gets with the real ones is not measured.
 """
 
 
-def loaded_lgm(graph: Graph, file: str) -> Slot:
-    loader = graph.node("MVLoadLGM", file=file)
-    graph.node("PreviewAny", "What the file is", source=loader["report"]).shows(140)
-    return loader["lgm"]
-
-
 def sv3d_lgm_splat(graph: Graph) -> None:
     prefix = "multiview/sv3d_lgm"
     with graph.group("Read me", BROWN):
@@ -73,13 +69,7 @@ def sv3d_lgm_splat(graph: Graph) -> None:
         graph.column()
         given = sv3d_conditioning(graph, picture, loader, cameras)
         views = sv3d_sampled(graph, loader, given)
-    with graph.group("Splat", GREEN):
-        lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")
-        graph.column()
-        made = graph.node("MVLGMReconstruct", "Four views to a splat", lgm=lgm, images=views, cameras=cameras)
-        made.shows(PICTURE)
-        graph.node("PreviewAny", "Which views", source=made["report"]).shows(100)
-        graph.node("MVSaveSplat", "Save the splat (.ply)", splat=made["splat"], filename_prefix=f"{prefix}/splat")
+    made = lgm_splat(graph, None, views, cameras, prefix)
     turntable(graph, made["splat"], prefix, 512, elevation, 2.0, 33.8)
     graph.row()
     with graph.group("Look", BROWN):

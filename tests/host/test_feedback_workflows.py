@@ -6,9 +6,22 @@ import re
 
 import numpy as np
 import pytest
-from comfy_host import workflow_to_prompt
+from comfy_host import NodeFailed, workflow_to_prompt
+from ouroboros_files import write_lgm
 from plyfile import PlyData
 from running_workflows import FRAMES, SIDE, find, pictures, read, reduced, text_of, the_file, watch
+
+
+def without_the_patch(prompt: dict) -> None:
+    """The same sampling without it, beside it; both are watched, as "with" and "without"."""
+    watch(prompt, "with", [find(prompt, "VAEDecode"), 0])
+    guided = find(prompt, "VideoTriangleCFGGuidance")
+    model = prompt[find(prompt, "MV3DFeedback")]["inputs"]["model"]
+    prompt["plain guided"] = {**prompt[guided], "inputs": {**prompt[guided]["inputs"], "model": model}}
+    sampler, decode = find(prompt, "KSampler"), find(prompt, "VAEDecode")
+    prompt["plain"] = {**prompt[sampler], "inputs": {**prompt[sampler]["inputs"], "model": ["plain guided", 0]}}
+    prompt["decoded"] = {**prompt[decode], "inputs": {**prompt[decode]["inputs"], "samples": ["plain", 0]}}
+    watch(prompt, "without", ["decoded", 0])
 
 
 @pytest.mark.slow  # two runs of 16 views and a dozen short fits, half a minute: the method as users see it
@@ -30,17 +43,39 @@ def test_sv3d_workflow_runs_on_random_weights(host, object_info, sv3d_checkpoint
     prompt = reduced(workflow_to_prompt(read("feedback_sv3d"), object_info))
     patch = find(prompt, "MV3DFeedback")
     prompt[patch]["inputs"] |= {"first_iterations": 4, "iterations": 2, "points": 200}
-    watch(prompt, "with", [find(prompt, "VAEDecode"), 0])
-    # The same without the patch, beside it.
-    guided = find(prompt, "VideoTriangleCFGGuidance")
-    model = prompt[patch]["inputs"]["model"]
-    prompt["plain guided"] = {**prompt[guided], "inputs": {**prompt[guided]["inputs"], "model": model}}
-    sampler, decode = find(prompt, "KSampler"), find(prompt, "VAEDecode")
-    prompt["plain"] = {**prompt[sampler], "inputs": {**prompt[sampler]["inputs"], "model": ["plain guided", 0]}}
-    prompt["decoded"] = {**prompt[decode], "inputs": {**prompt[decode]["inputs"], "samples": ["plain", 0]}}
-    watch(prompt, "without", ["decoded", 0])
+    without_the_patch(prompt)
     result = host.run(prompt, timeout=1500)
     views = [pictures(host, result, name) for name in ("with", "without")]
     assert views[0].shape == views[1].shape == (FRAMES, SIDE, SIDE, 3)
     assert np.abs(views[0] - views[1]).max() > 0.01, "the patch did nothing"
+    assert len(PlyData.read(str(the_file(host, result, find(prompt, "MVSaveSplat"))))["vertex"]) > 0
+
+
+# SV3D's 21 azimuths come within 9 degrees of the four that LGM reads; 8 hit them, 6 miss two of them by 30.
+FITTING, MISSING = 8, 6
+
+
+@pytest.mark.slow  # the same UNet and VAE, and an LGM between two steps in place of the fit
+def test_sv3d_with_lgm_runs_on_random_weights(host, object_info, sv3d_checkpoint, input_picture):
+    lgm = write_lgm(host.base / "models" / "lgm" / "model_fp16_fixrot.safetensors")
+    prompt = reduced(workflow_to_prompt(read("feedback_sv3d_lgm"), object_info))
+    patch, cameras = find(prompt, "MV3DFeedback"), find(prompt, "MVOrbitCameras")
+    assert prompt[patch]["inputs"]["preset"] == "VideoMV (three steps)"
+    assert prompt[patch]["inputs"]["lgm"] == [find(prompt, "MVLoadLGM"), 0]
+    prompt[cameras]["inputs"]["views"] = MISSING
+    without_the_patch(prompt)
+    try:
+        with pytest.raises(NodeFailed) as caught:
+            host.run(prompt, timeout=1500)
+        prompt[cameras]["inputs"]["views"] = FITTING
+        result = host.run(prompt, timeout=1500)
+    finally:
+        lgm.unlink()
+    said = caught.value.exception_message
+    assert "none within 12 degrees of 90 and 270" in said and "or use Fit Gaussian Splat" in said
+    assert caught.value.node_type == "MV3DFeedback"
+    views = [pictures(host, result, name) for name in ("with", "without")]
+    assert views[0].shape == views[1].shape == (FITTING, SIDE, SIDE, 3)
+    assert np.abs(views[0] - views[1]).max() > 0.01, "the patch did nothing"
+    assert text_of(result, find(prompt, "PreviewAny", "Which views")).endswith("view 5 (270.0 degrees)")
     assert len(PlyData.read(str(the_file(host, result, find(prompt, "MVSaveSplat"))))["vertex"]) > 0
