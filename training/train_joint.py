@@ -173,7 +173,8 @@ def export(networks: Networks, injector: Injector, lgm: LGM, unet: nn.Module, fo
     tensors |= {VAE_PREFIX + key: value.half() for key, value in networks.vae.state_dict().items()}
     tensors |= {INJECTOR_PREFIX + key: value.half() for key, value in injector.state_dict().items()}
     about = {"feedback": networks.feedback, **meta}
-    header = {**base, "format": FORMAT, "injector": asdict(injector.config), "joint": about}
+    config = networks.config.to_json()
+    header = {**base, "format": FORMAT, "config": config, "injector": asdict(injector.config), "joint": about}
     write_tensors(folder / MODEL_FILE, tensors, header)
     # The rig stays as it is: half precision would move its field of view.
     weights = {key: value if key == "rig" else value.half() for key, value in lgm.state_dict().items()}
