@@ -15,6 +15,7 @@ from comfy_api.latest import ComfyExtension, io
 from server import PromptServer
 
 from .alter import Alter
+from .full_memory import FullMemory
 from .tiny_models import NODES as TINY_MODELS
 from .tiny_unets import NODES as TINY_UNETS
 
@@ -99,7 +100,7 @@ def describe(value, depth=0):
 
 class Extension(ComfyExtension):
     async def get_node_list(self):
-        return [Wait, Fail, Inspect, Alter, *TINY_MODELS, *TINY_UNETS]
+        return [Wait, Fail, Inspect, Alter, FullMemory, *TINY_MODELS, *TINY_UNETS]
 
 
 async def comfy_entrypoint():
