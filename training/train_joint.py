@@ -80,7 +80,7 @@ class JointTraining:
             group["lr"] = cosine(self.done, self.total, group["peak"], WARMUP)
         chosen = self.pool.choose(self.batch, self.generator)
         noisy = add_noise(self.pool.latents_of(*chosen), self.networks.config, self.generator)
-        again = float(torch.rand(1, generator=self.generator)) < SHARE
+        again = fed_back(self.generator)
         losses = self.losses(noisy, *self.pool.pictures_of(*chosen), again)
         self.optimizer.zero_grad(set_to_none=True)
         torch.stack(list(losses.values())).sum().backward()
@@ -162,6 +162,11 @@ class JointTraining:
         )
         self.done, self.fed_back = meta["step"], meta["fed_back"]
         return meta
+
+
+def fed_back(generator: torch.Generator) -> bool:
+    """Whether a step has a second prediction: one coin for all of its scenes (section 3.3, probability 0.5)."""
+    return float(torch.rand(1, generator=generator)) < SHARE
 
 
 def export(networks: Networks, injector: Injector, lgm: LGM, unet: nn.Module, folder: Path, base: dict, meta: dict):

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..multiview.demo.video_unet import VideoConfig, context_tokens, pose_vector
+from .checkpoint import read_tensors
 from .pool import read_shards
 
 ROLL = 3
@@ -94,14 +95,12 @@ class PicturePool(LatentPool):
     def refresh(self) -> int:
         known = len(self.names)
         count = super().refresh()
-        for _, fresh in read_shards(self.folder, ("rgb", "alpha"), self.names[:known]):
-            if self.rgb is not None and len(self.rgb) >= count:
-                break
-            step = fresh["rgb"].shape[1] // self.views
-            rgb, alpha = (fresh[name][:, ::step] for name in ("rgb", "alpha"))
-            self.rgb = rgb if self.rgb is None else torch.cat([self.rgb, rgb])
-            self.alpha = alpha if self.alpha is None else torch.cat([self.alpha, alpha])
-        self.rgb, self.alpha = self.rgb[:count], self.alpha[:count]
+        # By name: shards that have appeared in the meantime have no latents yet.
+        fresh = [read_tensors(self.folder / name)[0] for name in self.names[known:]]
+        for kind in ("rgb", "alpha") if fresh else ():
+            parts = [one[kind][:, :: one[kind].shape[1] // self.views] for one in fresh]
+            before = [] if getattr(self, kind) is None else [getattr(self, kind)]
+            setattr(self, kind, torch.cat(before + parts)[:count])
         return count
 
     def pictures_of(self, k: Tensor, mirror: Tensor, order: Tensor) -> tuple[Tensor, Tensor]:
