@@ -179,7 +179,7 @@ def _trained_weights() -> str:
     own = [os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".safetensors")]
     if own:
         return max(own, key=os.path.getmtime)
-    shipped = os.path.join(os.path.dirname(video_unet.__file__), "weights", "video_unet.safetensors")
+    shipped = os.path.join(os.path.dirname(video_unet.__file__), "weights", "trained_model.safetensors")
     if os.path.exists(shipped):
         return shipped
     raise ValueError(
