@@ -37,7 +37,10 @@ from mvpack.multiview.splats.gaussians import Gaussians  # noqa: E402
 from mvpack.nodes.feedback_patch import Feedback, FeedbackPatch, by_lgm  # noqa: E402
 
 NARROW = LGMConfig((32,) * 6, (False,) * 4 + (True,) * 2, (32,) * 3, (True, False, False))
-CASES = PRESETS | {"custom: every step until S = 1": replace(PRESETS["default"], every=1)}
+CASES = PRESETS | {
+    "custom: every step until S = 1": replace(PRESETS["default"], every=1),
+    "custom: every step from S = 4 until S = 1": replace(PRESETS["default"], start=4.0, every=1),
+}
 # The settings of feedback_demo and of feedback_sv3d.
 DEMO_FIT = {"first": 30, "again": 12, "points": 800}
 SV3D_FIT = {"first": 150, "again": 80, "points": 8000}
