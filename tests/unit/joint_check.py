@@ -70,12 +70,12 @@ def equal(a, b) -> bool:
 pool.render_pool(WORK / "train", 0, 3, VIEWS, SIZE, "orbit", shard=2, supersample=1)
 pool.render_pool(WORK / "held", HELD_OUT_SEED, 2, VIEWS, SIZE, "orbit", supersample=1)
 pictures = pool.load_pool(WORK / "train", keys=("rgb", "alpha", "seed"))
-coder = train_autoencoder.AutoencoderTraining(CONFIG, pictures, total=30, batch=4, rate=2e-3)
-for _ in range(30):
+coder = train_autoencoder.AutoencoderTraining(CONFIG, pictures, total=20, batch=4, rate=2e-3)
+for _ in range(20):
     coder.step()
 coder.model.eval()
 train_autoencoder.fold_normalisation(coder.model, pictures, "cpu", pictures=64)
-train_autoencoder.export(coder.model, CONFIG, WORK / "autoencoder.safetensors", {"steps": 30})
+train_autoencoder.export(coder.model, CONFIG, WORK / "autoencoder.safetensors", {"steps": 20})
 torch.manual_seed(0)
 unet = build_unet(CONFIG)
 # Trained weights are nowhere zero.
@@ -95,7 +95,7 @@ def networks(feedback="both", seed=0):
 
 
 def training(n=None, **options):
-    given = {"total": 24, "batch": 1, "rate": 2e-3, "unet_rate": 1e-3, "start": 10, "seed": 1, **options}
+    given = {"total": 16, "batch": 1, "rate": 2e-3, "unet_rate": 1e-3, "start": 10, "seed": 1, **options}
     return train_joint.JointTraining(n or networks(), data, **given)
 
 
@@ -147,13 +147,20 @@ def reached(terms, **options) -> dict[str, list[str]]:
 found["reached"] = reached(("views", "splat", "clean", "start"))
 found["reached_frozen"] = reached(("views",), unet_rate=0)["views"]
 
+with torch.no_grad():
+    exact, rounded = (
+        training(replace(networks(), dtype=dtype)).losses(*batch(), again=True)
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+found["bfloat16"] = {name: abs(float(rounded[name] / exact[name]) - 1) for name in exact}
+
 t = training(batch=2)
 runs = []
 t.networks.unet.register_forward_hook(lambda _m, _i, out: runs.append(out.requires_grad))
-losses = [t.step() for _ in range(24)]
+losses = [t.step() for _ in range(16)]
 found["fed_back"], found["runs"], found["without_gradient"] = t.fed_back, len(runs), runs.count(False)
 found["losses"] = {
-    name: [float(torch.stack([one[name] for one in part]).mean()) for part in (losses[:6], losses[-6:])]
+    name: [float(torch.stack([one[name] for one in part]).mean()) for part in (losses[:4], losses[-4:])]
     for name in ("views", "splat", "clean")
 }
 found["start_ends"] = ["start" in losses[9], "start" in losses[10]]

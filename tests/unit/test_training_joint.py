@@ -174,15 +174,22 @@ def test_each_loss_teaches_its_own_networks(found):
 
 
 @in_comfyui
+def test_losses_are_alike_in_bfloat16(found):
+    """As on a GPU with --bf16; 8 bits of mantissa."""
+    assert set(found["bfloat16"]) == {"views", "splat", "clean", "start"}
+    assert max(found["bfloat16"].values()) < 0.05, found["bfloat16"]
+
+
+@in_comfyui
 def test_half_of_the_steps_are_fed_back_after_a_pass_without_gradient(found):
     """400 fair coins: 200, standard deviation 10. The UNet runs twice in steps that are fed back, once in others."""
-    assert 160 <= found["coins"] <= 240 and 4 <= found["fed_back"] <= 20
-    assert found["runs"] == 24 + found["fed_back"] and found["without_gradient"] == found["fed_back"]
+    assert 160 <= found["coins"] <= 240 and 2 <= found["fed_back"] <= 14
+    assert found["runs"] == 16 + found["fed_back"] and found["without_gradient"] == found["fed_back"]
 
 
 @in_comfyui
 def test_losses_fall(found):
-    """From the first 6 steps of 24 to the last 6. A step's noise level moves the loss of the views most."""
+    """From the first 4 steps of 16 to the last 4. A step's noise level moves the loss of the views most."""
     for name, share in (("views", 0.95), ("splat", 0.8), ("clean", 0.8)):
         first, last = found["losses"][name]
         assert last < share * first, (name, first, last)
