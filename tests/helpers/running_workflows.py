@@ -24,6 +24,13 @@ def find(prompt: dict, kind: str, title: str | None = None) -> str:
     return one
 
 
+def with_defaults(object_info: dict, class_type: str, **given) -> dict:
+    """A node of a prompt with its own defaults but for what is given."""
+    sockets = object_info[class_type]["input"]["required"]
+    values = {k: v[1]["default"] for k, v in sockets.items() if len(v) > 1 and "default" in v[1]}
+    return {"class_type": class_type, "inputs": values | given, "_meta": {"title": class_type}}
+
+
 def watch(prompt: dict, name: str, source: list, kind: str = "SaveImage") -> None:
     """Add a node that shows the test a value the workflow itself does not save."""
     inputs = {"images": source, "filename_prefix": f"watched/{name}"} if kind == "SaveImage" else {"value": source}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from comfy_host import NodeFailed
+from running_workflows import with_defaults
 
 TOY = {"seed": 3, "variant": 0, "variants": 2, "size": 32, "background": "white"}
 MODEL = {"kind": "analytic", "resolution": 32, "window": 9, "kappa": 0.02, "front_bias": 0.0, "seed": 3, "families": 1,
@@ -16,20 +17,13 @@ def node(class_type: str, **inputs) -> dict:
     return {"class_type": class_type, "inputs": inputs, "_meta": {"title": class_type}}
 
 
-def defaults(object_info: dict, class_type: str, **given) -> dict:
-    """A node with its own defaults but for what is given."""
-    sockets = object_info[class_type]["input"]["required"]
-    values = {k: v[1]["default"] for k, v in sockets.items() if len(v) > 1 and "default" in v[1]}
-    return node(class_type, **values | given)
-
-
 def fitting(object_info: dict, full_at: int | None) -> dict:
     images = ["full", 0] if full_at else ["toy", 1]
     prompt = {
-        "cameras": defaults(object_info, "MVOrbitCameras", preset="demo", views=4),
+        "cameras": with_defaults(object_info, "MVOrbitCameras", preset="demo", views=4),
         "toy": node("MVDemoObject", cameras=["cameras", 0], **TOY),
-        "fit": defaults(object_info, "MVGaussianReconstruct", images=images, cameras=["cameras", 0], iterations=12,
-                        points=100, max_points=200),
+        "fit": with_defaults(object_info, "MVGaussianReconstruct", images=images, cameras=["cameras", 0], iterations=12,
+                             points=100, max_points=200),
         "file": node("MVSaveSplat", splat=["fit", 0], filename_prefix="3d/full_memory"),
     }  # fmt: skip
     if full_at:
@@ -43,11 +37,12 @@ def feeding_back(object_info: dict, full_at: int | None) -> dict:
         "toy": node("MVDemoObject", **TOY),
         "what": node("MVViewConditioning", image=["toy", 0], vae=["model", 1], cameras=["model", 2], width=32,
                      height=32),
-        "patch": defaults(object_info, "MV3DFeedback", model=["full" if full_at else "model", 0], vae=["model", 1],
-                          cameras=["model", 2], preset="Cycle3D (every step)", first_iterations=4, iterations=2,
-                          points=100),
-        "draw": defaults(object_info, "KSampler", model=["patch", 0], positive=["what", 0], negative=["what", 1],
-                         latent_image=["what", 2], steps=3, cfg=1.0, sampler_name="euler", scheduler="karras", seed=1),
+        "patch": with_defaults(object_info, "MV3DFeedback", model=["full" if full_at else "model", 0], vae=["model", 1],
+                               cameras=["model", 2], preset="Cycle3D (every step)", first_iterations=4, iterations=2,
+                               points=100),
+        "draw": with_defaults(object_info, "KSampler", model=["patch", 0], positive=["what", 0], negative=["what", 1],
+                              latent_image=["what", 2], steps=3, cfg=1.0, sampler_name="euler", scheduler="karras",
+                              seed=1),
         "views": node("VAEDecode", samples=["draw", 0], vae=["model", 1]),
         "file": node("SaveImage", images=["views", 0], filename_prefix="full_memory/views"),
     }  # fmt: skip

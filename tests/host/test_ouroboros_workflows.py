@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from comfy_host import NodeFailed, workflow_to_prompt
 from ouroboros_files import write_lgm, write_view_model
-from running_workflows import SIDE, find, pictures, read, reduced, text_of, watch
+from running_workflows import SIDE, find, pictures, read, reduced, text_of, watch, with_defaults
 
 VIEWS = 8
 
@@ -76,21 +76,55 @@ def refused(host, prompt: dict) -> str:
     return caught.value.exception_message
 
 
-def test_bad_input_is_refused(host, files):
+def test_bad_input_is_refused(host, object_info, files):
     said = refused(host, from_toy(views=6))
     assert "none within 12 degrees of 90 and 270" in said and "MVGaussianReconstruct" in said
-    wrong = host.base / "models" / "lgm" / "mv_model_unet.pth"
-    wrong.write_bytes((host.base / "models" / "ouroboros3d" / "mv_model_unet.pth").read_bytes())
-    try:
-        said = refused(host, from_toy("mv_model_unet.pth"))
-    finally:
-        wrong.unlink()
-    assert "This file is Ouroboros3D's view model" in said and "an LGM is needed" in said
+    said = refused(host, from_toy(views=3))
+    assert "these 3 cameras" in said and "none within 12 degrees of 90 and 180 and 270" in said
+    toy = from_toy(views=6)
+    feedback = {name: toy[name] for name in ("cameras", "lgm")} | {
+        "model": node("MVLoadDemoModel", kind="analytic", resolution=32, window=0, kappa=1.0, front_bias=0.0, seed=3,
+                      families=1, variants=2),
+        "patch": with_defaults(object_info, "MV3DFeedback", model=["model", 0], vae=["model", 1],
+                               cameras=["cameras", 0], lgm=["lgm", 0]),
+        "shown": node("TestInspect", value=["patch", 0]),
+    }  # fmt: skip
+    said = refused(host, feedback)
+    assert "these 6 cameras" in said and "none within 12 degrees of 90 and 270" in said
+    assert said.endswith("or use Fit Gaussian Splat (MVGaussianReconstruct), which takes any cameras.")
     cameras = {"model": node("MVLoadDemoModel", kind="analytic", resolution=32, window=0, kappa=1.0, front_bias=0.0,
                              seed=3, families=1, variants=2)}  # fmt: skip
     cameras["told"] = node("MVOuroboros3DCameras", model=["model", 0], cameras=["model", 2])
     cameras["shown"] = node("TestInspect", value=["told", 0])
     assert "has no feedback encoders" in refused(host, cameras)
+
+
+def test_files_in_the_wrong_folder_are_named(host, files):
+    """Each loader with the other's files, as a user may put them."""
+    models = host.base / "models"
+    (models / "checkpoints").mkdir(exist_ok=True)
+    # The view model's file is read first, so this one is never opened.
+    checkpoint = models / "checkpoints" / "unread.safetensors"
+    checkpoint.touch()
+    lgm, views = "an LGM is", "Ouroboros3D's view model is"
+    cases = [
+        ("ouroboros3d", "mv_model_unet.pth", "lgm", f"Ouroboros3D's view model (mv_model_unet), but {lgm}"),
+        ("lgm", "recon_model.pth", "ouroboros3d", f"Ouroboros3D's reconstruction model (recon_model), but {views}"),
+        ("lgm", "model_fp16_fixrot.safetensors", "ouroboros3d", f"an LGM, but {views}"),
+    ]
+    try:
+        for source, name, folder, words in cases:
+            wrong = models / folder / name
+            wrong.write_bytes((models / source / name).read_bytes())
+            prompt = {"views": node("MVLoadOuroboros3D", file=name, checkpoint=checkpoint.name),
+                      "shown": node("TestInspect", value=["views", 0])}  # fmt: skip
+            try:
+                said = refused(host, from_toy(name) if folder == "lgm" else prompt)
+            finally:
+                wrong.unlink()
+            assert said.startswith(f"This file is {words}") and said.endswith("."), said
+    finally:
+        checkpoint.unlink()
 
 
 @pytest.mark.slow  # loads 1.9 GB of weights, then runs a 0.2 billion parameter UNet and CLIP H on the CPU
