@@ -16,7 +16,7 @@ from torch import Tensor
 from ..multiview.cameras import Cameras
 from ..multiview.checks import check_images, check_view_count
 from ..multiview.renoise import RESTARTS, remaining, round_values
-from ..multiview.splats.fit_config import LOSSES
+from ..multiview.splats.fit_config import LOSSES, FitConfig
 from ..multiview.splats.init import METHODS
 from .host import BACKGROUNDS, CamerasType, SplatType, advanced, schema
 from .inversion_sampler import InvertedNoise
@@ -26,6 +26,8 @@ from .splats import CUSTOM, GaussianReconstruct
 # Share of the steps that are taken again: where the tables of docs/im3d.md are best, and about the 10 steps of the
 # paper (of the 40 that it draws the first views in).
 RESTART = 0.25
+# About five passes over 16 views, two at a time: with 60 or more steps views no longer come together (docs/im3d.md).
+ITERATIONS, FINAL_ITERATIONS = 40, FitConfig().iterations
 RESTART_TOOLTIP = "fraction: the restart is a share of the schedule's steps. sigma: it is a noise level."
 
 
@@ -149,7 +151,10 @@ class IterativeRefine(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=0xFFFFFFFF, control_after_generate=False,
                              tooltip="Seed of the fits and of the first round's noise; the next round takes the next "
                              "number."),
-                io.Int.Input("iterations", default=150, min=1, max=30000, tooltip="Steps of each fit."),
+                io.Int.Input("iterations", default=ITERATIONS, min=1, max=30000,
+                             tooltip="Steps of the fits between rounds. Few on purpose: a short fit is one compromise "
+                             "of all views, a long one shows each side what its own view had. The last fit has its own "
+                             "number, final_iterations."),
                 io.Combo.Input("background", options=["auto", *BACKGROUNDS], default="auto",
                                tooltip="Colour behind the object in the views. auto measures it at the borders."),
                 advanced(io.Int.Input, "points", default=3000, min=10, max=500000,
@@ -165,6 +170,9 @@ class IterativeRefine(io.ComfyNode):
                 io.Mask.Input("masks", optional=True,
                               tooltip="Where the object is in the views (white = object), if their background is not "
                               "plain. From the second fit on the splat's own coverage is used instead."),
+                # Saved workflows know the inputs above by their order: new ones go to the end, and are optional.
+                advanced(io.Int.Input, "final_iterations", default=FINAL_ITERATIONS, min=1, max=30000,
+                         optional=True, tooltip="Steps of the last fit, whose splat you get."),
             ],
             outputs=[
                 io.Image.Output(display_name="views", tooltip="The views of the last round."),
@@ -182,7 +190,7 @@ class IterativeRefine(io.ComfyNode):
     @classmethod
     def execute(
         cls, images, cameras: Cameras, vae, guider, sampler, sigmas, rounds, restart, values, seed, iterations,
-        background, points, start, losses, keep_splat, masks=None,
+        background, points, start, losses, keep_splat, masks=None, final_iterations=FINAL_ITERATIONS,
     ) -> io.NodeOutput:  # fmt: skip
         levels = _checked_rounds(images, cameras, vae, guider.model_patcher, sigmas, rounds, restart, values)
         # Links, not values: the executor knows the rounds by where their inputs come from, and keeps those whose
@@ -214,6 +222,7 @@ class IterativeRefine(io.ComfyNode):
             everything = graph.node(
                 "ImageBatch", f"round{number + 1}_collect", image1=everything, image2=views
             ).out(0)  # fmt: skip
+        fit["iterations"] = final_iterations
         splat = _fitted(graph, rounds, fit, views, coverage, splat if keep_splat else None)
         report = "\n".join(f"- round {i + 1}: {_report(left, len(sigmas) - 1)}" for i, left in enumerate(levels))
         return io.NodeOutput(

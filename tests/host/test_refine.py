@@ -92,7 +92,7 @@ def refining(*, cameras=("c", 0), sigmas=("s", 0), guider=("g", 0), **changed) -
     """Views of a toy that contradict each other ("d"), refined ("r"); small enough for a few seconds."""
     refine = {
         "rounds": 2, "restart": "fraction", "values": "0.5, 0.25", "seed": 3, "iterations": 12, "background": "auto",
-        "points": 300, "start": "hull", "losses": "custom", "keep_splat": False, **changed,
+        "points": 300, "start": "hull", "losses": "custom", "keep_splat": False, "final_iterations": 15, **changed,
     }  # fmt: skip
     return {
         "c": node(
@@ -147,6 +147,9 @@ def test_only_what_a_change_touches_runs_again(host):
     prompt["r"]["inputs"]["values"] = "0.5, 0.4"
     second = host.run(prompt)
     assert set(inner(second)) == {"fit2"} | rounds(2) - {"round2_encode"}
+
+    prompt["r"]["inputs"]["final_iterations"] = 20
+    assert set(inner(host.run(prompt))) == {"fit2"}
 
     prompt["r"]["inputs"]["rounds"] = 3
     third = host.run(prompt)

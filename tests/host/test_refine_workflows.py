@@ -17,7 +17,7 @@ def small(prompt: dict) -> dict:
         "MVDemoObject": {"size": 64},
         "MVLoadDemoModel": {"resolution": 64, "window": 31},
         "MVViewConditioning": {"width": 64, "height": 64},
-        "MVIterativeRefine": {"iterations": 40, "points": 800},
+        "MVIterativeRefine": {"final_iterations": 40, "points": 800},
         "MVGaussianReconstruct": {"iterations": 40, "points": 800, "max_points": 3000},
     }
     for node in prompt.values():
@@ -61,7 +61,7 @@ def test_sv3d_workflow_runs_on_random_weights(host, object_info, sv3d_checkpoint
     prompt = reduced(workflow_to_prompt(read("refine_sv3d"), object_info))
     prompt[find(prompt, "BasicScheduler")]["inputs"]["steps"] = 2
     refine = find(prompt, "MVIterativeRefine")
-    prompt[refine]["inputs"] |= {"iterations": 4, "points": 200, "values": "0.5"}
+    prompt[refine]["inputs"] |= {"iterations": 4, "final_iterations": 4, "points": 200, "values": "0.5"}
     watch(prompt, "rounds", [refine, 3])
     result = host.run(prompt, timeout=1500)
     rounds = pictures(host, result, "rounds")
