@@ -5,7 +5,7 @@ maps, with colours, with both (table 2 of Ouroboros3D, papers/ouroboros3d.txt). 
 renders of the splat that the LGM makes of them, and how far apart the two are. The paper trained a model for each row;
 so does whoever trains with --feedback none, coordinates, colour and both, and measures each file with --rows. With one
 file for all rows, what is not fed back is black. Writes joint_gate.json and a contact sheet, and ends with exit code
-0 where both maps are better than none in views and in renders or where these rows were not asked for, else 1.
+0 where both maps are better than none in views and in renders, or where these rows were not asked for, else 1.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from ..multiview.demo.joint_files import read_injector
 from ..multiview.demo.video_unet import denoised_from_output
 from ..multiview.lgm_files import load_lgm
+from ..multiview.splats.losses import psnr
 from .checkpoint import read_meta
 from .comfy_classes import TrainLayers
 from .diffusion import apply_unet, karras_sigmas
@@ -86,7 +87,7 @@ def row_of(networks: Networks, truth: Tensor, seed: int, steps: int, scenes: int
 
 def figures(views: Tensor, renders: Tensor, truth: Tensor) -> dict:
     """One row: both against the truth (without the input's view), and the difference of their means (table 2)."""
-    one, two = measure(views, truth), measure(renders, truth)
+    one, two = ({**measure(kind, truth), "psnr_by_object": by_object(kind, truth)} for kind in (views, renders))
     return {
         "views": one,
         "splat": two,
@@ -95,18 +96,30 @@ def figures(views: Tensor, renders: Tensor, truth: Tensor) -> dict:
     }
 
 
+def by_object(views: Tensor, truth: Tensor) -> list[float]:
+    """PSNR of each object's views, their mean without the input's."""
+    values = psnr(views.flatten(0, 1), truth.flatten(0, 1)).clamp(max=60).view(truth.shape[:2])
+    return values[:, 1:].mean(1).tolist()
+
+
 def verdict(table: dict[str, dict]) -> tuple[bool | None, list[str]]:
-    """Whether feedback of both maps is better than none, in views and in renders; None where a row is missing."""
+    """Whether feedback of both maps is better than none, in views and in renders; None where a row is missing.
+
+    Better: by more than twice the standard error of the objects' differences, which share noise and input.
+    """
     if not {"none", "both"} <= table.keys():
         return None, ["No verdict: it needs the rows none and both."]
     lines, passed = [], True
     for what in ("views", "splat"):
-        without, fed_back = (table[row][what]["psnr"] for row in ("none", "both"))
-        better = fed_back > without
+        without, fed_back = (torch.tensor(table[row][what]["psnr_by_object"]) for row in ("none", "both"))
+        gain = fed_back - without
+        error = float(gain.std() / len(gain) ** 0.5) if len(gain) > 1 else 0.0
+        better = float(gain.mean()) > 2 * error
         passed &= better
         lines.append(
-            f"PSNR of the {what} with both maps, {fed_back:.2f} dB, is {'above' if better else 'not above'} that "
-            f"without feedback, {without:.2f} dB."
+            f"PSNR of the {what} with both maps, {float(fed_back.mean()):.2f} dB, is "
+            f"{'above' if better else 'not above'} that without feedback, {float(without.mean()):.2f} dB "
+            f"(gain {float(gain.mean()):.3f}, standard error {error:.3f})."
         )
     return passed, lines
 

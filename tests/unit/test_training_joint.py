@@ -100,6 +100,10 @@ def test_gate_compares_views_and_renders():
     assert joint_gate.verdict(table)[0] is True
     assert joint_gate.verdict({"none": row, "both": table["none"]})[0] is False
     assert joint_gate.verdict({"both": row})[0] is None
+    # One object 6 dB better and the other 6 dB worse is no gain.
+    mixed = truth + torch.tensor([0.15, 0.6])[:, None, None, None, None]
+    assert joint_gate.verdict({"none": table["none"], "both": joint_gate.figures(mixed, mixed, truth)})[0] is False
+    assert row["views"]["psnr_by_object"] == pytest.approx([20.0, 20.0], abs=1e-3)
 
 
 class Averages(nn.Module):
