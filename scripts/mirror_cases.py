@@ -49,12 +49,12 @@ def to_images(views: Tensor) -> Tensor:
 class Cases:
     """The model with its objects."""
 
-    def __init__(self, folder: Path, regime: AnalyticOptions = REGIME):
-        path = bank_path(folder, bank_key(CAMERAS, SIZE, OBJECTS, VARIANTS, BANK_SEED))
+    def __init__(self, folder: Path, regime: AnalyticOptions = REGIME, objects: int = OBJECTS, seed: int = BANK_SEED):
+        path = bank_path(folder, bank_key(CAMERAS, SIZE, objects, VARIANTS, seed))
         if not path.is_file():
             folder.mkdir(parents=True, exist_ok=True)
-            print(f"drawing {OBJECTS * VARIANTS} objects, once (a minute or two) ...", flush=True)
-            save_bank(build_bank(CAMERAS, SIZE, OBJECTS, VARIANTS, BANK_SEED), path)
+            print(f"drawing {objects * VARIANTS} objects, once (a minute or two) ...", flush=True)
+            save_bank(build_bank(CAMERAS, SIZE, objects, VARIANTS, seed), path)
         self.bank: Bank = load_bank(path)
         self.model = AnalyticModel(self.bank, regime)
         self.net = load_depth_net()
