@@ -26,7 +26,7 @@ from .pool import ORBIT_FOV, ORBIT_RADIUS, orbit_cameras
 
 # Which maps are fed back; those that are not stay black, as all are before the first reconstruction.
 FEEDBACKS = {"none": (False, False), "coordinates": (False, True), "colour": (True, False), "both": (True, True)}
-# 7.6 million parameters; 4 x 32 x 32 Gaussians for views of 128 pixels.
+# 7.4 million parameters; 4 x 32 x 32 Gaussians for views of 128 pixels.
 SMALL = LGMConfig(
     (32, 64, 128, 192), (False, False, False, True), (192, 128), (True, False), layers=1, timed=True, rigged=True
 )
