@@ -2,12 +2,13 @@
 
     python -m scripts.fit_tables                      go on with what is missing, for at most 7 minutes, and print
     python -m scripts.fit_tables --minutes 0          only print what is there
-    python -m scripts.fit_tables --only elevation     of clean, spoiled, elevation
+    python -m scripts.fit_tables --only elevation     of clean, spoiled, long, elevation
 
 Objects with seeds from 1,000,000, 64 px, a ring of 16 views at elevation 15: 12 to fit, 4 held out (every fourth, from
 the third on). PSNR and SSIM on the true held-out views. Short fits: the tables compare, docs/splat_fitting.md has
 figures of whole fits. Finished cases are kept in output/fit_tables and are not run again unless their settings
-changed. Seconds are CPU seconds of one thread; compare ratios only, other work on the machine moves them.
+changed. The table "long" is for LPIPS, which needs more steps and its weights (scripts/lpips_weights.py); a case of it
+takes two minutes. Seconds are CPU seconds of one thread; compare ratios only, other work on the machine moves them.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ KEPT = [i for i in range(16) if i not in HELD_OUT]
 BASE = {"iterations": 60, "points": 800, "max_points": 1600, "densify_every": 10, "hull_cells": 32}
 NAMES = {"default": "default (L1, MS-SSIM)", "IM-3D": "IM-3D", "IM-3D without LPIPS": "IM-3D without LPIPS", "L2": "L2"}
 ROWS: dict[str, dict] = {
-    **{f"losses: {NAMES[name]}": dict(LOSSES[name]) for name in LOSSES},
+    **{f"losses: {NAMES[name]}": dict(LOSSES[name]) for name in LOSSES if name != "IM-3D"},
     "start: sphere": {"init": "sphere"},
     "start: center": {"init": "center"},
     "start: depth (true)": {"init": "depth"},
@@ -52,6 +53,8 @@ ROWS: dict[str, dict] = {
 }
 FIRST = "losses: default (L1, MS-SSIM)"
 SPOILS = ("colour drift", "2 px jitter", "second face")
+LONG, LONG_OBJECTS = {"iterations": 300, "densify_every": 50}, 4
+LONG_ROWS = ("IM-3D", "IM-3D without LPIPS", "default", "L2")
 # True and given elevation, degrees: object i takes the i-th of each, around and around.
 TRUE, GIVEN = (-10.0, 0.0, 10.0, 20.0, 30.0, 40.0), (10.0, 0.0)
 AZIMUTH_ERROR = 5.0  # the true azimuths are off the even ones by up to this many degrees
@@ -63,10 +66,10 @@ def scene(index: int):
     return render_object(make_object(HELD_OUT_SEED + index), CAMERAS, SIZE)
 
 
-@lru_cache(maxsize=1)
-def perceptual():
-    """LPIPS on VGG, None where its weights are not on this machine."""
-    files = find_weights(["models/lpips", os.path.join(torch.hub.get_dir(), "checkpoints")], ["vgg"])
+@lru_cache(maxsize=2)
+def perceptual(kind: str):
+    """LPIPS on "vgg" (what fits minimise) or "alex" (what they are judged by); None where its weights are not here."""
+    files = find_weights(["models/lpips", os.path.join(torch.hub.get_dir(), "checkpoints")], [kind])
     return None if files is None else load_lpips(files)
 
 
@@ -96,7 +99,7 @@ def fitted_case(index: int, settings: dict, how: str | None) -> dict[str, float]
     config = FitConfig(**BASE | settings)
     views = spoiled(true.rgb, true.alpha, how, index)[KEPT]
     depth = DepthMaps(true.depth[KEPT], (true.depth[KEPT] > 0).float()) if config.init == "depth" else None
-    network = perceptual() if config.w_lpips else None
+    network = perceptual("vgg") if config.w_lpips else None
     began = time.process_time()
     splat = fit(views, CAMERAS.subset(KEPT), None, config, depth=depth, perceptual=network).gaussians
     seconds = time.process_time() - began
@@ -104,6 +107,9 @@ def fitted_case(index: int, settings: dict, how: str | None) -> dict[str, float]
         drawn = render_gaussians(splat, CAMERAS.subset(HELD_OUT), SIZE, SIZE).features.clamp(0, 1)
     held = true.rgb[HELD_OUT]
     scores = {"psnr": float(psnr(drawn, held).mean()), "ssim": float(ssim(drawn, held).mean())}
+    if perceptual("alex") is not None:
+        with torch.no_grad():
+            scores["lpips"] = float(perceptual("alex")(drawn, held).mean())
     return scores | {"seconds": seconds, "gaussians": splat.num}
 
 
@@ -154,6 +160,15 @@ class Store:
         settings = ROWS[row]
         return self.case(how or "clean", row, index, BASE | settings, lambda: fitted_case(index, settings, how))
 
+    def long_fit(self, name: str, how: str | None, index: int) -> dict[str, float] | None:
+        settings = LONG | LOSSES[name]
+        table = f"long {how or 'clean'}"
+        return self.case(table, name, index, BASE | settings, lambda: fitted_case(index, settings, how))
+
+    def long_fits(self, name: str, how: str | None) -> dict[int, dict[str, float]]:
+        found = {i: self.long_fit(name, how, i) for i in range(LONG_OBJECTS)}
+        return {i: result for i, result in found.items() if result is not None}
+
     def elevation(self, index: int) -> dict[str, float] | None:
         return self.case("elevation", "search", index, {"jitter": AZIMUTH_ERROR}, lambda: elevation_case(index))
 
@@ -165,20 +180,19 @@ class Store:
     def go_on(self, tables: list[str]) -> None:
         """Everything of one object before the next, so that a part has the same objects in every row."""
         for i in range(OBJECTS):
-            rows = [row for row in ROWS if measured(row)]
             if "clean" in tables or "spoiled" in tables:
-                for row in rows:
+                for row in ROWS:
                     self.fit(row, None, i)
             if "spoiled" in tables:
-                for row in (row for row in rows if row.startswith("losses")):
+                for row in (row for row in ROWS if row.startswith("losses")):
                     for how in SPOILS:
                         self.fit(row, how, i)
+            if "long" in tables and i < LONG_OBJECTS and perceptual("vgg") is not None:
+                for name in LONG_ROWS:
+                    for how in (None, *SPOILS):
+                        self.long_fit(name, how, i)
             if "elevation" in tables:
                 self.elevation(i)
-
-
-def measured(row: str) -> bool:
-    return not ROWS[row].get("w_lpips") or perceptual() is not None
 
 
 def interval(found: dict[int, dict], key: str) -> Interval:
@@ -200,9 +214,9 @@ def clean_table(store: Store) -> None:
     print("|---|---|---|---|---|---|---|")
     base = store.fits(FIRST, None)
     for row in ROWS:
-        found = store.fits(row, None) if measured(row) else {}
+        found = store.fits(row, None)
         if not found or not base:
-            print(f"| {row} | not measured: {'no LPIPS weights' if not measured(row) else 'out of time'} | | | | | |")
+            print(f"| {row} | not measured: out of time | | | | | |")
             continue
         both = [i for i in base if i in found]
         ratio = sum(found[i]["seconds"] for i in both) / sum(base[i]["seconds"] for i in both)
@@ -215,7 +229,7 @@ def clean_table(store: Store) -> None:
 
 
 def spoiled_table(store: Store) -> None:
-    rows = [row for row in ROWS if row.startswith("losses") and measured(row)]
+    rows = [row for row in ROWS if row.startswith("losses")]
     l2 = f"losses: {NAMES['L2']}"
     print("\n| views | losses | objects | held-out PSNR, dB | lost, dB | SSIM | less lost than L2, dB |")
     print("|---|---|---|---|---|---|---|")
@@ -232,6 +246,30 @@ def spoiled_table(store: Store) -> None:
             print(
                 f"| {how} | {row.removeprefix('losses: ')} | {len(both)} | {interval(found[row], 'psnr')} | "
                 f"{interval(lost[row], 'psnr')} | {ssim_text(interval(found[row], 'ssim'))} | {less} |",
+                flush=True,
+            )
+
+
+def long_table(store: Store) -> None:
+    """What is lost to inconsistencies, for losses that need many steps; judged by LPIPS of another network too."""
+    if perceptual("vgg") is None or perceptual("alex") is None:
+        print("\nThe table of LPIPS is not measured: models/lpips lacks its weights, see scripts/lpips_weights.py.")
+        return
+    clean = {name: store.long_fits(name, None) for name in LONG_ROWS}
+    print("\n| views | losses | objects | held-out PSNR, dB | lost | LPIPS (alex) | lost | SSIM | seconds |")
+    print("|---" * 9 + "|")
+    for how in (None, *SPOILS):
+        for name in LONG_ROWS:
+            found = store.long_fits(name, how)
+            if not found:
+                print(f"| {how or 'clean'} | {NAMES[name]} | not measured: out of time | | | | | | |")
+                continue
+            lost = {key: difference(clean[name], found, key) for key in ("psnr", "lpips")}
+            shown = ("", "") if how is None else (f"{-lost['psnr'].mean:.2f}", f"{lost['lpips'].mean:.4f}")
+            print(
+                f"| {how or 'clean'} | {NAMES[name]} | {len(found)} | {interval(found, 'psnr')} | {shown[0]} | "
+                f"{interval(found, 'lpips').mean:.4f} | {shown[1]} | {interval(found, 'ssim').mean:.4f} | "
+                f"{interval(found, 'seconds').mean:.0f} |",
                 flush=True,
             )
 
@@ -259,7 +297,7 @@ def elevation_table(store: Store) -> None:
         )
 
 
-TABLES = {"clean": clean_table, "spoiled": spoiled_table, "elevation": elevation_table}
+TABLES = {"clean": clean_table, "spoiled": spoiled_table, "long": long_table, "elevation": elevation_table}
 
 
 def main() -> None:

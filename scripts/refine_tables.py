@@ -1,13 +1,13 @@
 """The tables of renoise-restart (docs/im3d.md) on demo objects, with 95 % bootstrap intervals.
 
     python -m scripts.refine_tables                     all of them
-    python -m scripts.refine_tables curve second        those that the defaults were chosen by
+    python -m scripts.refine_tables curve second fits   those that the defaults were chosen by
     python -m scripts.refine_tables main --objects 8    quicker, fewer objects
 
 Every object's figures are kept in output/refine_tables, so that an interrupted run goes on (--fresh starts anew; remove
 the folder after changes to the fit). About 20 minutes on one core. 64 px, 16 views, 6 variants sharing a front; the
 analytic model with window 31 and front bias 0.1, Euler in 24 steps from sigma 700 to 0.02; the same noise for an object
-in every row. main and mirror: 32 held-out objects. curve and second: 12 others, which the defaults were chosen by.
+in every row. main and mirror: 32 held-out objects. The others: 12 further ones, which the defaults were chosen by.
 A star marks a difference to the table's first row, paired object by object, whose interval is clear of zero.
 """
 
@@ -43,25 +43,33 @@ MEASURES = ("agreement", "second faces", "object dB", "picture dB", "odd/even dB
 KARRAS = [(700 ** (1 / 7) + i / 29 * (0.002 ** (1 / 7) - 700 ** (1 / 7))) ** 7 for i in range(30)] + [0.0]
 DEFAULT = round(remaining(KARRAS, "fraction", 0.25)[0], 2)
 CURVE = (10.0, 5.0, 3.0, 2.0, 1.4, 1.0, 0.7, 0.5, 0.35, 0.2, 0.1)
+FITS = (10, 20, 40, 80, 160)
 SECOND = ((2.0, 1.0), (1.0, 1.0), (1.0, 0.6), (0.6, 0.6), (0.6, 1.0), (0.35, 1.0), (0.35, 0.35))
 
 
 @dataclass(frozen=True)
 class Row:
     """start: "stage1" (drawn from noise) or "mirror" (the same, rectified, in a second stage). restarts: sigma of each
-    round. splat: False renoises the views themselves. keep: each fit goes on from the splat before."""
+    round. splat: False renoises the views themselves. keep: each fit goes on from the splat before. iterations: of each
+    fit, four views each."""
 
     restarts: tuple[float, ...] = ()
     kappa: float = REGIME.kappa
     start: str = "stage1"
     splat: bool = True
     keep: bool = False
+    iterations: int = QUICK.iterations
     with_splats: bool = field(default=False, compare=False)
 
     @property
     def key(self) -> str:
         levels = "-".join(f"{s:.4g}" for s in self.restarts) or "none"
-        return f"{self.start}_{levels}_kappa{self.kappa:g}" + "_views" * (not self.splat) + "_kept" * self.keep
+        return (
+            f"{self.start}_{levels}_kappa{self.kappa:g}"
+            + "_views" * (not self.splat)
+            + "_kept" * self.keep
+            + (f"_fit{self.iterations}" if self.iterations != QUICK.iterations else "")
+        )
 
     def before(self) -> Row:
         return replace(self, restarts=self.restarts[:-1])
@@ -88,6 +96,11 @@ TABLES: dict[str, tuple[bool, dict[str, Row]]] = {
         {"one round, 0.6": Row((0.6,))}
         | {f"two rounds, {a:g}, {b:g}": Row((a, b)) for a, b in SECOND}
         | {"two rounds, 0.6, 0.6, splat kept": Row((0.6, 0.6), keep=True), "three rounds, 0.6": Row((0.6,) * 3)},
+    ),
+    "fits": (
+        False,
+        {"no round": Row()}
+        | {f"{r} rounds, fits of {n} steps": Row((0.6,) * r, iterations=n) for n in FITS for r in (1, 2)},
     ),
     **{f"main {kappa:g}": (True, main_rows(kappa)) for kappa in COUPLINGS},
     "mirror": (
@@ -169,7 +182,8 @@ class Runs:
         """The splat of a row's views, and its renders (N,3,H,W) in [-1,1]."""
         if row not in self._splats:
             warm = self._splat(row.before())[0] if row.keep and row.restarts else None
-            found = fit(to_images(self.views(row)), CAMERAS, config=QUICK, start=warm)
+            config = replace(QUICK, iterations=row.iterations)
+            found = fit(to_images(self.views(row)), CAMERAS, config=config, start=warm)
             with torch.no_grad():
                 drawn = render_gaussians(found.gaussians, CAMERAS, SIZE, SIZE, found.background).features
             self._splats[row] = (found.gaussians, drawn.clamp(0, 1).movedim(-1, 1) * 2 - 1)
