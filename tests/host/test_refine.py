@@ -153,7 +153,8 @@ def test_only_what_a_change_touches_runs_again(host):
 
     prompt["r"]["inputs"]["rounds"] = 3
     third = host.run(prompt)
-    assert set(inner(third)) == {"fit3"} | rounds(3)
+    # What was the last fit is now one between rounds, which is shorter.
+    assert set(inner(third)) == {"fit2", "fit3"} | rounds(3)
     assert "k" not in third.executed
 
 

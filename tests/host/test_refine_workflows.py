@@ -33,10 +33,12 @@ def agreement(result, prompt: dict, title: str) -> float:
 @pytest.mark.slow  # 16 views, five splats: what the loop is for, as users see it
 def test_two_rounds_make_the_views_agree(host, object_info):
     prompt = small(workflow_to_prompt(read("refine_demo"), object_info))
+    # At this size the workflow's own noise gives three camps, which no compromise unites.
+    prompt[find(prompt, "RandomNoise")]["inputs"]["noise_seed"] = 2
     refine = find(prompt, "MVIterativeRefine")
     watch(prompt, "rounds", [refine, 3])
     result = host.run(prompt, timeout=1500)
-    assert agreement(result, prompt, "after") > agreement(result, prompt, "before") + 0.2
+    assert agreement(result, prompt, "after") > agreement(result, prompt, "before") + 0.4
     rounds = pictures(host, result, "rounds")
     assert rounds.shape == (48, 64, 64, 3)
     # The input view is the same toy in every round, the sides differ from the first views.
