@@ -22,6 +22,7 @@ from . import (
     quality,
     refine,
     splat_files,
+    splat_preview,
     splats,
     turntable,
     view_prompts,
@@ -35,7 +36,7 @@ class MultiViewExtension(ComfyExtension):
         nodes += [*attention.NODES, *view_prompts.NODES, *depth.NODES, *mirror.NODES, *splats.NODES]
         nodes += [*splat_files.NODES, *measure.NODES]
         nodes += [*consistency.NODES, *quality.NODES, *clusters.NODES, *pose_model.NODES, *refine.NODES]
-        nodes += [*mesh.NODES, *turntable.NODES, *feedback.NODES]
+        nodes += [*mesh.NODES, *turntable.NODES, *splat_preview.NODES, *feedback.NODES]
         nodes += [*lgm.NODES, *ouroboros.NODES]
         if has_depth_anything_3():
             nodes.append(cameras.CamerasFromDA3)

@@ -9,6 +9,7 @@ import dataclasses
 import importlib.util
 import inspect
 import os
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -186,6 +187,14 @@ def output_path(prefix: str, suffix: str) -> tuple[str, str, str]:
         raise ValueError(f"The output folder '{folder}' cannot be written; change its permissions or choose another.")
     file = f"{name}_{counter:05}_{suffix}"
     return os.path.join(folder, file), file, subfolder
+
+
+def temp_path(name: str, suffix: str) -> tuple[str, str]:
+    """A new file in ComfyUI's temporary folder, which it empties when it starts: (full path, file name)."""
+    root = folder_paths.get_temp_directory()
+    os.makedirs(root, exist_ok=True)
+    file = f"{name}_{uuid.uuid4().hex[:12]}{suffix}"
+    return os.path.join(root, file), file
 
 
 def _depth_folders() -> list[str]:

@@ -31,6 +31,7 @@ FLAGS = (
     "--headless=new",
     "--no-sandbox",  # containers run as root, where the sandbox refuses to start; the only page is our own host's
     "--disable-gpu",
+    "--enable-unsafe-swiftshader",  # WebGL without a graphics card; newer versions refuse it unless asked
     "--disable-quic",
     "--no-first-run",
     "--disable-background-networking",

@@ -57,7 +57,8 @@ time longer, because the demo model's toys are drawn.
    for each front.
 2. **Views**: an ordinary KSampler turns noise into 16 views around the toy.
 3. **Splat**: Gaussians are fitted to the views and saved as a `.ply` that 3D viewers open; then a turntable.
-4. **Look** and **Measure**: rows *views*, *truth* (the toy that the views come closest to) and *splat*.
+4. **Look** and **Measure**: the splat to turn with the mouse; rows *views*, *truth* (the toy that the views come
+   closest to) and *splat*.
 
 {remark}
 """
@@ -115,6 +116,8 @@ def demo(graph: Graph, prefix: str, title: str, remark: str, sight: dict) -> Non
     turntable(graph, fit["splat"], prefix, 256, 15.0, 1.5, 49.13)
     graph.row()
     with graph.group("Look", BROWN):
+        graph.node("MVSplatPreview", "Drag me: the splat", splat=fit["splat"], cameras=cameras).shows(420, 400)
+        graph.column()
         judged = graph.node("MVDemoJudge", "Which toy is it?", model=model["model"], views=views)
         graph.node("PreviewAny", "The verdict", source=judged["report"]).shows(200, 400)
         graph.column()

@@ -6,7 +6,9 @@ import sys
 PORT, PROFILE, WIDTH, HEIGHT = sys.argv[1:5]
 os.environ.setdefault("QT_QPA_PLATFORM", "offscreen")
 os.environ["QTWEBENGINE_DISABLE_SANDBOX"] = "1"
-os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = "--disable-gpu --disable-background-networking --disable-dev-shm-usage"
+os.environ["QTWEBENGINE_CHROMIUM_FLAGS"] = (
+    "--disable-gpu --enable-unsafe-swiftshader --disable-background-networking --disable-dev-shm-usage"
+)
 os.environ["QTWEBENGINE_REMOTE_DEBUGGING"] = f"127.0.0.1:{PORT}"
 
 from PySide6.QtCore import QUrl  # noqa: E402

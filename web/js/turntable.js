@@ -1,7 +1,7 @@
 // The page's part of MVTurntablePreview: views that turn when dragged, with the wheel, the arrow keys or by themselves.
 // Documented extension API only (registerExtension, nodeCreated, addDOMWidget), so that it works in both node renderers.
-import { api } from "../../../scripts/api.js";
 import { app } from "../../../scripts/app.js";
+import { addressOf, chain, keepTheDrag, make } from "./parts.js";
 
 const NODE = "MVTurntablePreview";
 // What a run showed is kept in the node's properties: it survives a reload of the page and a copy of the node.
@@ -26,17 +26,6 @@ const STYLE = `
 .multiviewconsistency-turntable-bar label { display: flex; align-items: center; gap: 4px; }
 .multiviewconsistency-turntable-bar input { width: 90px; touch-action: none; }
 .multiviewconsistency-turntable [hidden] { display: none; }`;
-
-function make(tag, attributes = {}, ...children) {
-  const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
-  element.append(...children);
-  return element;
-}
-
-function addressOf({ filename, subfolder = "", type = "temp" }) {
-  return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
-}
 
 function load(files) {
   return Promise.all(
@@ -129,12 +118,7 @@ class Turntable {
     this.button.addEventListener("click", () => this.play(this.timer === null));
     this.split.addEventListener("input", () => this.draw());
     this.split.addEventListener("keydown", (event) => event.stopPropagation());
-    // A drag in here must not move the node; the middle and right buttons stay the graph's.
-    for (const kind of ["pointerdown", "pointermove", "pointerup", "mousedown", "mousemove", "mouseup", "dblclick"]) {
-      this.element.addEventListener(kind, (event) => {
-        if (event.button <= 0) event.stopPropagation();
-      });
-    }
+    keepTheDrag(this.element);
   }
 
   clear(text, state) {
@@ -220,15 +204,6 @@ class Turntable {
     this.comparison.hidden = !this.before.length;
     this.button.hidden = count < 2;
   }
-}
-
-function chain(node, name, after) {
-  const earlier = node[name];
-  node[name] = function (...given) {
-    const answer = earlier?.apply(this, given);
-    after.apply(this, given);
-    return answer;
-  };
 }
 
 function attach(node) {
