@@ -141,9 +141,12 @@ def _ply_files() -> list[str]:
 
 @torch.no_grad()
 def render_views(
-    gaussians, cameras: Cameras, width: int, height: int, background, antialiased=False, everything=False
+    gaussians, cameras: Cameras, width: int, height: int, background, antialiased=False, everything=False, show=True
 ) -> tuple[torch.Tensor, ...]:
-    """Pictures one view at a time, so that memory stays that of one view and a cancel is noticed between views."""
+    """Pictures one view at a time, so that memory stays that of one view and a cancel is noticed between views.
+
+    show: whether the node shows each picture as it is made; front ends keep the last one below the node's widgets.
+    """
     progress = host.Progress(len(cameras))
     images, masks, depth, coordinates = [], [], [], []
     for i in range(len(cameras)):
@@ -156,7 +159,7 @@ def render_views(
             depth.append(out.depth[..., 0].cpu())
             where = render_coordinates(gaussians, view, width, height)
             coordinates.append(((where.features.cpu() * alpha) + 0.5).clamp(0, 1))
-        progress.step(i + 1, picture=to_pil(images[-1][0]))
+        progress.step(i + 1, picture=to_pil(images[-1][0]) if show else None)
     joined = tuple(torch.cat(parts) for parts in (images, masks, depth, coordinates) if parts)
     return joined if everything else joined[:1]
 

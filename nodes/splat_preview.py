@@ -46,7 +46,7 @@ class SplatPreview(io.ComfyNode):
         # The viewer knows only the colour that is the same from everywhere; the rest would triple the file.
         save_ply(dataclasses.replace(gaussians, sh=gaussians.sh[:, :1]), path)
         (pictures,) = render_views(
-            gaussians.to(host.fit_device()), cameras_around(sight, PICTURES), SIDE, SIDE, colour
+            gaussians.to(host.fit_device()), cameras_around(sight, PICTURES), SIDE, SIDE, colour, show=False
         )
         # "images" is what every front end shows by itself, where the script does not run.
         shown = ui.PreviewImage(pictures, cls=cls).as_dict()

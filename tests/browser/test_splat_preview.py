@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import copy
 import io
 
 import numpy as np
@@ -45,7 +46,7 @@ class View:
 
     def drawn(self) -> View:
         """Once the workers have sorted for the newest camera and the page shows it."""
-        self.ask("new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 250))")
+        self.ask("new Promise(done => setTimeout(() => requestAnimationFrame(() => requestAnimationFrame(done)), 100))")
         return self
 
     def angles(self) -> tuple[int, int]:
@@ -105,9 +106,9 @@ def size_of(picture: np.ndarray) -> int:
     return int((np.abs(picture - 0.5) > 0.1).any(-1).sum())
 
 
-@pytest.fixture
-def view(page, object_info, summary_note) -> View:
-    """The letter from an orbit's input view, run by the page itself."""
+@pytest.fixture(scope="session")
+def ran(page, object_info, summary_note) -> dict:
+    """The letter from an orbit's input view, run by the page itself; then the graph as the page saves it."""
     if not page.browser.evaluate("Boolean(document.createElement('canvas').getContext('webgl2'))"):
         summary_note("NOT RUN: the tests of the splat viewer. This browser has no WebGL 2, not even in software.")
         pytest.skip("this browser has no WebGL 2")
@@ -122,8 +123,15 @@ def view(page, object_info, summary_note) -> View:
         graph.column()
         graph.node("MVSplatPreview", splat=splat, cameras=cameras, background="grey").shows(420, 400)
     page.open(graph.to_json())
-    page.fit_view()
     page.browser.evaluate("app.queuePrompt(0).then(() => true)")
+    View(page).ready()
+    return page.browser.evaluate("app.graph.serialize()")
+
+
+@pytest.fixture
+def view(page, ran) -> View:
+    page.open(ran)
+    page.fit_view()
     return View(page).ready()
 
 
@@ -142,6 +150,20 @@ def test_it_draws_what_the_cameras_see(view, tmp_path):
     assert [url for url in asked if "api.comfy.org" not in url] == []
     view.browser.screenshot(tmp_path / "page.png")
     assert view.page.complaints("splat", "multiview", "mv_") == []
+
+
+def test_the_host_shows_no_second_preview(view):
+    """Neither the pictures nor those of the progress, which older front ends draw under a node's widgets."""
+    before = view.ask("NODE.properties.mv_splat_preview.file.filename")
+    view.ask("NODE.widgets[0].value = 'black'")
+    view.browser.evaluate("app.queuePrompt(0).then(() => true)")
+    view.wait(f"NODE.properties.mv_splat_preview.file.filename !== '{before}'")
+    view.ready()
+    assert view.ask("NODE.widgets.map(w => w.name)") == ["background", "splat_view"]
+    assert view.ask("NODE.imgs?.length ?? 0") == 0
+    assert view.ask("(ELEMENT.closest('[data-node-id]') ?? ELEMENT).querySelectorAll('img').length") == 0
+    stage, node = view.ask("[ELEMENT.clientHeight, NODE.size[1]]")
+    assert stage > 0.6 * node, "the node leaves room for something below the viewer"
 
 
 def test_it_turns_and_zooms(view):
@@ -210,9 +232,9 @@ def test_it_survives_a_copy_and_a_reload(view):
     view.drag(-0.25, 0.0)
     browser.evaluate(f"app.canvas.copyToClipboard([{view.node}])")
     browser.evaluate("app.canvas.pasteFromClipboard()")
-    copy = View(page, 1).ready()
-    assert copy.ask("NODE.properties.mv_splat_preview") == view.ask("NODE.properties.mv_splat_preview")
-    assert copy.angles() == START and view.angles() != START, "the copy and the original are one"
+    twin = View(page, 1).ready()
+    assert twin.ask("NODE.properties.mv_splat_preview") == view.ask("NODE.properties.mv_splat_preview")
+    assert twin.angles() == START and view.angles() != START, "the copy and the original are one"
     saved = browser.evaluate("app.graph.serialize()")
     sent = [n for n in page.prompt().values() if n["class_type"] == "MVSplatPreview"]
     assert len(sent) == 2 and all("splat_view" not in node["inputs"] for node in sent)
@@ -227,9 +249,9 @@ def test_it_survives_a_copy_and_a_reload(view):
     assert psnr(picture, seen(picture.shape, *START)) > 26
 
 
-def test_it_says_what_is_missing(view):
+def test_it_says_what_is_missing(view, ran):
     """The file after a restart of the host; then WebGL 2."""
-    saved = view.browser.evaluate("app.graph.serialize()")
+    saved = copy.deepcopy(ran)
     kept = next(n for n in saved["nodes"] if n["type"] == "MVSplatPreview")["properties"]["mv_splat_preview"]
     name, kept["file"]["filename"] = kept["file"]["filename"], "gone.ply"
     view.page.open(saved)

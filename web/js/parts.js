@@ -13,10 +13,10 @@ export function addressOf({ filename, subfolder = "", type = "temp" }) {
   return api.apiURL(`/view?${new URLSearchParams({ filename, subfolder, type })}`);
 }
 
-/** Call `after` each time the node's method `name` has run. */
-export function chain(node, name, after) {
-  const earlier = node[name];
-  node[name] = function (...given) {
+/** Call `after` each time a node's (or another object's) method `name` has run. */
+export function chain(owner, name, after) {
+  const earlier = owner[name];
+  owner[name] = function (...given) {
     const answer = earlier?.apply(this, given);
     after.apply(this, given);
     return answer;

@@ -244,7 +244,7 @@ class SplatView {
     renderer.render(this.scene, camera);
     if (renderProgram.worker !== this.sorter) {
       this.sorter = renderProgram.worker;
-      this.sorter.addEventListener("message", (event) => this.sorted(event));
+      chain(this.sorter, "onmessage", (event) => this.sorted(event));
     }
   }
 
