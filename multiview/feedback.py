@@ -69,6 +69,7 @@ class Moments:
 
 PRESETS = {
     "default": Moments(weight=2.0, end=1.0, softness=0.7, every=2),
+    "short (S = 10 to 1)": Moments(weight=2.0, start=10.0, end=1.0, softness=0.7),
     "VideoMV (three steps)": Moments(fractions=(0.4, 0.6, 0.8)),
     "Cycle3D (every step)": Moments(),
 }

@@ -43,7 +43,7 @@ FULL = SHORT | {
     "the same, w = 1": replace(DEFAULT, weight=1.0),
     "the same, w = 3": replace(DEFAULT, weight=3.0),
     "the same, every step": replace(DEFAULT, every=1),
-    "every step from S = 10 to 1, w = 2": replace(DEFAULT, start=10.0, every=1),
+    "every step from S = 10 to 1, w = 2": PRESETS["short (S = 10 to 1)"],
     "every step from S = 4 to 1, w = 2": replace(DEFAULT, start=4.0, every=1),
     "Cycle3D: every step, w = 1": CYCLE,
 }

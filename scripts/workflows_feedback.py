@@ -31,8 +31,8 @@ Press **Run**. It needs no download and no graphics card: a few minutes on two C
 3. **Look** at the rows, and **compare** the verdicts: *agreement* is the share of views that show the same toy
    (1 = all).
 
-How much it helps varies: **try** other seeds (in both samplers) and other toys. **Try** the other presets: *VideoMV*
-leads three times only and is the quickest, *Cycle3D* leads at every step.
+How much it helps varies: **try** other seeds (in both samplers) and other toys. **Try** the other presets: *short*
+leads only while the views decide, *VideoMV* three times and is the quickest, *Cycle3D* at every step.
 """
 SV3D_NOTE = """
 ## 3D feedback with SV3D, then a splat

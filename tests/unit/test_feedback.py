@@ -28,6 +28,13 @@ def test_cycle3d_acts_at_every_step_with_its_whole_weight():
     assert all(moments.weight_at(ratio, s, 3) == 1.0 for s, ratio in enumerate((float("inf"), 5.0, 0.001)))
 
 
+def test_the_short_preset_acts_at_every_step_of_its_window_and_nowhere_else():
+    moments = PRESETS["short (S = 10 to 1)"]
+    # Raised-cosine edges: half of the weight at the bounds themselves, nothing a factor of two outside.
+    weights = [moments.weight_at(ratio, s, 6) for s, ratio in enumerate((700.0, 20.0, 10.0, 5.0, 2.0, 1.0, 0.5))]
+    assert weights == pytest.approx([0, 0, 1, 2, 2, 1, 0], abs=1e-6)
+
+
 def test_a_window_of_noise_and_every_second_step():
     moments = Moments(weight=0.5, start=10.0, end=1.0, every=2)
     ratios = [20.0, 9.0, 8.0, 5.0, 2.0, 0.5]
