@@ -53,7 +53,7 @@ ROWS: dict[str, dict] = {
 }
 FIRST = "losses: default (L1, MS-SSIM)"
 SPOILS = ("colour drift", "2 px jitter", "second face")
-LONG, LONG_OBJECTS = {"iterations": 300, "densify_every": 50}, 4
+LONG, LONG_OBJECTS = {"iterations": 300, "densify_every": 50}, 3
 LONG_ROWS = ("IM-3D", "IM-3D without LPIPS", "default", "L2")
 # True and given elevation, degrees: object i takes the i-th of each, around and around.
 TRUE, GIVEN = (-10.0, 0.0, 10.0, 20.0, 30.0, 40.0), (10.0, 0.0)
