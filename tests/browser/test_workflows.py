@@ -12,6 +12,7 @@ from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
 WORKFLOWS = sorted((ROOT / "workflows").glob("*.json"))
+LATER, GONE = "new Promise(done => setTimeout(done, 200))", "app.extensionManager.toast.removeAll()"
 by_workflow = pytest.mark.parametrize("path", WORKFLOWS, ids=lambda p: p.stem)
 
 
@@ -23,8 +24,9 @@ def read(path: Path) -> dict:
 def test_opens_without_red_nodes_or_complaints(page, path, object_info, placeholder_files, tmp_path):
     workflow = read(path)
     with placeholder_files(workflow_to_prompt(workflow, object_info)):
-        # The refresh says so in a pop-up of its own, which is no complaint about the workflow.
-        page.browser.evaluate("app.refreshComboInNodes().then(() => app.extensionManager.toast.removeAll() ?? true)")
+        # The refresh says so in a pop-up of its own, which is no complaint about the workflow. It comes a moment later.
+        page.browser.evaluate(f"app.refreshComboInNodes().then(() => {LATER}).then(() => true)")
+        page.browser.wait_for(f"({GONE}, !document.querySelector('.p-toast-message'))")
         page.open(workflow, path.stem)
         time.sleep(1)  # dialogs and pop-ups appear with a delay
     assert page.unknown_nodes() == []
