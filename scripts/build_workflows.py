@@ -29,6 +29,7 @@ from workflow_parts import (
     sv3d_picture,
     sv3d_sampled,
     turntable,
+    views_and_splat,
 )
 from workflows_attention import cross_frame_sd15, cross_frame_zero123
 from workflows_consistency import measure_consistency
@@ -160,9 +161,7 @@ they cannot disagree."""
 def sv3d_results(graph: Graph, prefix: str, views: Slot, cameras: Slot, elevation) -> None:
     fit = fitted(graph, views, cameras, prefix, iterations=1000, points=5000, max_points=50000)
     turntable(graph, fit["splat"], prefix, 512, elevation, 2.0, 33.8)
-    graph.row()
-    with graph.group("Look", BROWN):
-        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
+    views_and_splat(graph, prefix, cameras, views, fit["renders"])
     with graph.group("Measure", BROWN):
         numbers(graph, "splat against its views", fit["renders"], views, cameras)
 

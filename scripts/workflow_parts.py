@@ -71,6 +71,13 @@ def contact_sheet(graph: Graph, prefix: str, cameras: Slot, columns: int, rows: 
     graph.node("MVCamerasPreview", "Where the cameras stand", cameras=cameras).shows(PICTURE, 520)
 
 
+def views_and_splat(graph: Graph, prefix: str, cameras: Slot, views: Slot, renders: Slot) -> None:
+    """SV3D's views over those of their splat, in a new row."""
+    graph.row()
+    with graph.group("Look", BROWN):
+        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": renders})
+
+
 def numbers(graph: Graph, title: str, views: Slot, reference: Slot, cameras: Slot) -> None:
     table = graph.node(
         "MVCompareViews", title[0].upper() + title[1:], views=views, reference=reference, cameras=cameras, title=title

@@ -17,6 +17,7 @@ from workflow_parts import (
     sv3d_loaded,
     sv3d_picture,
     sv3d_sampled,
+    views_and_splat,
 )
 
 DEMO_NOTE = """
@@ -104,48 +105,38 @@ def feedback_demo(graph: Graph) -> None:
         contact_sheet(graph, prefix, cameras, 8, rows)
 
 
-def feedback_sv3d(graph: Graph) -> None:
-    prefix = "multiview/feedback_sv3d"
+def sv3d_led(graph: Graph, note: str, height: int, lgm_file: str | None = None, **feedback):
+    """(SV3D's views, led at VideoMV's steps; their cameras; the LGM or None). feedback: more inputs of the node."""
     with graph.group("Read me", BROWN):
-        graph.note(SV3D_NOTE, (480, 560))
+        graph.note(note, (480, height))
     with graph.group("Your picture", BLUE):
         picture, elevation = sv3d_picture(graph)
     with graph.group("Views", BLUE):
         loader, cameras = sv3d_loaded(graph, elevation)
+        lgm = loaded_lgm(graph, lgm_file) if lgm_file else None
+        if lgm:
+            feedback["lgm"] = lgm
         graph.column()
         conditioning = sv3d_conditioning(graph, picture, loader, cameras)
         patched = graph.node(
             "MV3DFeedback", model=loader["MODEL"], vae=loader["VAE"], cameras=cameras, preset="VideoMV (three steps)",
-            first_iterations=150, iterations=80, points=8000,
+            **feedback,
         )["model"]  # fmt: skip
         graph.column()
         views = sv3d_sampled(graph, loader, conditioning, patched)
         graph.node("PreviewImage", "The views", images=views).shows(PICTURE, 400)
+    return views, cameras, lgm
+
+
+def feedback_sv3d(graph: Graph) -> None:
+    prefix = "multiview/feedback_sv3d"
+    views, cameras, _ = sv3d_led(graph, SV3D_NOTE, 560, first_iterations=150, iterations=80, points=8000)
     fit = fitted(graph, views, cameras, prefix, iterations=1000, points=5000, max_points=50000)
-    graph.row()
-    with graph.group("Look", BROWN):
-        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
+    views_and_splat(graph, prefix, cameras, views, fit["renders"])
 
 
 def feedback_sv3d_lgm(graph: Graph) -> None:
     prefix = "multiview/feedback_sv3d_lgm"
-    with graph.group("Read me", BROWN):
-        graph.note(LGM_NOTE, (480, 640))
-    with graph.group("Your picture", BLUE):
-        picture, elevation = sv3d_picture(graph)
-    with graph.group("Views", BLUE):
-        loader, cameras = sv3d_loaded(graph, elevation)
-        lgm = loaded_lgm(graph, "model_fp16_fixrot.safetensors")
-        graph.column()
-        conditioning = sv3d_conditioning(graph, picture, loader, cameras)
-        patched = graph.node(
-            "MV3DFeedback", model=loader["MODEL"], vae=loader["VAE"], cameras=cameras, lgm=lgm,
-            preset="VideoMV (three steps)",
-        )["model"]  # fmt: skip
-        graph.column()
-        views = sv3d_sampled(graph, loader, conditioning, patched)
-        graph.node("PreviewImage", "The views", images=views).shows(PICTURE, 400)
+    views, cameras, lgm = sv3d_led(graph, LGM_NOTE, 640, "model_fp16_fixrot.safetensors")
     made = lgm_splat(graph, lgm, views, cameras, prefix)
-    graph.row()
-    with graph.group("Look", BROWN):
-        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": made["renders"]})
+    views_and_splat(graph, prefix, cameras, views, made["renders"])

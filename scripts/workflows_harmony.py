@@ -13,6 +13,7 @@ from workflow_parts import (
     sv3d_conditioning,
     sv3d_loaded,
     sv3d_picture,
+    views_and_splat,
 )
 
 DEMO_NOTE = """
@@ -125,6 +126,4 @@ def harmonyview_sv3d(graph: Graph) -> None:
         sampled = advanced_sampler(graph, "Make the views", guider["guider"], parts, given["latent"])
         views = graph.node("VAEDecode", samples=sampled, vae=loader["VAE"])["IMAGE"]
     fit = fitted(graph, views, cameras, prefix, iterations=1000, points=5000, max_points=50000)
-    graph.row()
-    with graph.group("Look", BROWN):
-        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": fit["renders"]})
+    views_and_splat(graph, prefix, cameras, views, fit["renders"])

@@ -17,6 +17,7 @@ from workflow_parts import (
     sv3d_picture,
     sv3d_sampled,
     turntable,
+    views_and_splat,
     white_background,
 )
 
@@ -71,9 +72,7 @@ def sv3d_lgm_splat(graph: Graph) -> None:
         views = sv3d_sampled(graph, loader, given)
     made = lgm_splat(graph, None, views, cameras, prefix)
     turntable(graph, made["splat"], prefix, 512, elevation, 2.0, 33.8)
-    graph.row()
-    with graph.group("Look", BROWN):
-        contact_sheet(graph, prefix, cameras, 7, {"views": views, "splat": made["renders"]})
+    views_and_splat(graph, prefix, cameras, views, made["renders"])
 
 
 def ouroboros3d(graph: Graph) -> None:
